@@ -1,0 +1,2 @@
+//! latticed
+fn main() {}

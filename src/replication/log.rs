@@ -1,0 +1,835 @@
+//! A store's log: its entries, their indexes and the state derived from them, in one database.
+//!
+//! One lock admits one writer at a time; it is held for work in memory only (the signature, the state
+//! machine), never for the disk. Tables of the log (the state machine adds its own):
+//!
+//! | table    | key                | value |
+//! |----------|--------------------|-------|
+//! | entries  | local number (u64) | the entry's bytes |
+//! | hashes   | first 16 of hash   | local number, hlc |
+//! | chains   | author, seq        | local number |
+//! | order    | hlc, hash          | local number |
+//! | tips     | author             | seq, hlc, hash |
+//! | frontier | hash               | hlc |
+//! | meta     | name               | counters |
+//! | noops    | hash               | why the entry did nothing |
+//! | wanted   | blob's hash        | its size: named by an entry, not here yet |
+//!
+//! The local number counts inclusions on this node; it never leaves it. Integers are big-endian.
+//! Sixteen bytes of a hash are enough to find an entry (a chance match is told by the entry itself) and
+//! cost a third less to index than all 32.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ed25519_dalek::SigningKey;
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast;
+
+use super::database::{Database, DatabaseError, Flow, Read, Result, Table, Txn, View, prefix};
+use super::entry::{Entry, Header, Malformed};
+use super::limits;
+use super::machine::{Effects, StateMachine};
+use super::membership::SharedMembership;
+use crate::clock::{Clock, Hlc, Millis};
+use crate::ids::{Hash, NodeId, StoreId};
+
+const ENTRIES: Table = "entries";
+const HASHES: Table = "hashes";
+const CHAINS: Table = "chains";
+const ORDER: Table = "order";
+const TIPS: Table = "tips";
+const FRONTIER: Table = "frontier";
+const META: Table = "meta";
+const NOOPS: Table = "noops";
+const WANTED: Table = "wanted";
+
+const COUNT: &[u8] = b"count";
+const SUM: &[u8] = b"sum";
+const REBUILDING: &[u8] = b"rebuilding";
+
+/// Events kept for a slow subscriber before it is told that it lagged.
+const EVENTS: usize = 16_384;
+/// Entries applied per staged set during a rebuild.
+const REBUILD_BATCH: usize = 4_096;
+
+/// Who brought an entry here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// A program on this machine, through the mount: the kernel's caches know of it already.
+    Mount,
+    /// This node, by another way: a command, the daemon itself.
+    Local,
+    /// Another node, pushed by gossip: its neighbours have it too.
+    Pushed,
+    /// Another node, by reconciliation.
+    Pulled,
+}
+
+/// An included entry and what it did.
+#[derive(Debug, Clone)]
+pub struct Event {
+    /// The store.
+    pub store: StoreId,
+    /// The entry.
+    pub entry: Entry,
+    /// Who brought it.
+    pub origin: Origin,
+    /// What changed.
+    pub effects: Effects,
+}
+
+/// A local write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Receipt {
+    /// The entry's hash.
+    pub hash: Hash,
+    /// Its stamp.
+    pub hlc: Hlc,
+    /// Its number in this node's chain.
+    pub seq: u64,
+    /// For [`Log::wait`].
+    pub staged: u64,
+}
+
+/// Why this node did not sign an entry.
+#[derive(Debug, thiserror::Error)]
+pub enum SubmitError {
+    /// This node's role does not allow it.
+    #[error("this node's role does not allow writing here; an admin can change that")]
+    NotAllowed,
+    /// The operation is too large.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// The disk.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+}
+
+/// Why an entry of another node does not count. A peer's fault: dropped and counted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Rejected {
+    /// The bytes are no entry.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// The signature is not the author's.
+    #[error("the signature of entry {0} is not its author's")]
+    Signature(Hash),
+    /// It belongs to another store.
+    #[error("entry {0} belongs to another store")]
+    Store(Hash),
+    /// The author's role does not allow writing.
+    #[error("the author of entry {0} may not write")]
+    NotAllowed(Hash),
+    /// Another entry has its author and number, or its prev.
+    #[error("entry {entry} forks its author's chain: {other} has the same place")]
+    Fork {
+        /// The later one to come.
+        entry: Hash,
+        /// The one that is included.
+        other: Hash,
+    },
+    /// Its stamp does not exceed that of something before it.
+    #[error("the stamp of entry {0} does not exceed its parents'")]
+    Hlc(Hash),
+    /// Its prev is not the author's entry before it.
+    #[error("entry {0} does not follow its author's chain")]
+    Chain(Hash),
+}
+
+/// What became of an entry that was offered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It counts now.
+    Included,
+    /// It was here.
+    Duplicate,
+    /// It waits for these entries.
+    Missing(Vec<Hash>),
+    /// It waits until its author becomes known.
+    UnknownAuthor,
+    /// It is stamped too far ahead and waits until then.
+    Early(Millis),
+    /// It never counts.
+    Rejected(Rejected),
+}
+
+/// How many entries a store holds and the sum of their hashes: equal on two nodes iff (but for a chance of
+/// 2^-128) they hold the same entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// The number of entries.
+    pub count: u64,
+    /// The sum of their hashes as little-endian integers, modulo 2^256.
+    pub sum: [u8; 32],
+}
+
+impl Fingerprint {
+    fn add(&mut self, hash: &Hash) {
+        self.count += 1;
+        let mut carry = 0u16;
+        for (sum, byte) in self.sum.iter_mut().zip(hash.0) {
+            let total = u16::from(*sum) + u16::from(byte) + carry;
+            *sum = total.to_le_bytes()[0];
+            carry = total >> 8;
+        }
+    }
+}
+
+/// The last entry of an author's chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tip {
+    /// Its number.
+    pub seq: u64,
+    /// Its stamp.
+    pub hlc: Hlc,
+    /// Its hash.
+    pub hash: Hash,
+}
+
+impl Tip {
+    fn encode(&self) -> Vec<u8> {
+        [&self.seq.to_be_bytes()[..], &self.hlc.0.to_be_bytes(), &self.hash.0].concat()
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (seq, rest) = bytes.split_first_chunk()?;
+        let (hlc, rest) = rest.split_first_chunk()?;
+        Some(Self { seq: u64::from_be_bytes(*seq), hlc: Hlc(u64::from_be_bytes(*hlc)), hash: Hash::from_slice(rest)? })
+    }
+}
+
+/// Entries that became durable: they may leave the node now.
+#[derive(Debug, Clone)]
+pub struct Durable {
+    /// Their store.
+    pub store: StoreId,
+    /// The entries, in the order of their inclusion, with who brought them.
+    pub entries: Vec<(Entry, Origin)>,
+}
+
+/// Called with each group of entries that became durable, on the store's own thread: it must not block.
+pub type Outbox = Box<dyn Fn(Durable) + Send + Sync>;
+
+struct Head {
+    next: u64,
+    fingerprint: Fingerprint,
+    frontier: BTreeMap<Hash, Hlc>,
+}
+
+/// A store's log. See the module.
+pub struct Log {
+    store: StoreId,
+    key: Arc<SigningKey>,
+    me: NodeId,
+    clock: Arc<dyn Clock>,
+    machine: Arc<dyn StateMachine>,
+    membership: SharedMembership,
+    head: Mutex<Head>,
+    events: broadcast::Sender<Arc<Event>>,
+    outgoing: Arc<Mutex<VecDeque<(u64, Entry, Origin)>>>,
+    database: Database,
+}
+
+impl std::fmt::Debug for Log {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Log").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+/// What a log is opened with.
+pub struct Parts {
+    /// The store's id.
+    pub store: StoreId,
+    /// This node's key.
+    pub key: Arc<SigningKey>,
+    /// The clock that stamps entries.
+    pub clock: Arc<dyn Clock>,
+    /// What the entries mean.
+    pub machine: Arc<dyn StateMachine>,
+    /// Who may write.
+    pub membership: SharedMembership,
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+fn chain_key(author: &NodeId, seq: u64) -> Vec<u8> {
+    [&author.0[..], &seq.to_be_bytes()].concat()
+}
+
+fn order_key(hlc: Hlc, hash: &Hash) -> Vec<u8> {
+    [&hlc.0.to_be_bytes()[..], &hash.0].concat()
+}
+
+fn number(bytes: &[u8]) -> Option<u64> {
+    bytes.first_chunk().map(|bytes| u64::from_be_bytes(*bytes))
+}
+
+impl Log {
+    /// Opens the log in the file at `path`, with `cache` bytes of page cache.
+    ///
+    /// # Errors
+    /// If the file can't be opened, is in use or is damaged.
+    pub fn open(path: &Path, cache: usize, parts: Parts) -> Result<Self> {
+        Self::with(Database::open(path, cache)?, parts)
+    }
+
+    /// Opens the log in a database.
+    ///
+    /// # Errors
+    /// If it can't be read.
+    pub fn with(database: Database, parts: Parts) -> Result<Self> {
+        let head = Self::head(&database.view()?)?;
+        let log = Self {
+            store: parts.store,
+            me: NodeId(parts.key.verifying_key().to_bytes()),
+            key: parts.key,
+            clock: parts.clock,
+            machine: parts.machine,
+            membership: parts.membership,
+            head: Mutex::new(head),
+            events: broadcast::channel(EVENTS).0,
+            outgoing: Arc::default(),
+            database,
+        };
+        if log.database.view()?.get(META, REBUILDING)?.is_some() {
+            log.rebuild()?;
+        }
+        Ok(log)
+    }
+
+    fn head(view: &View<'_>) -> Result<Head> {
+        let mut fingerprint = Fingerprint::default();
+        if let Some(count) = view.get(META, COUNT)?.as_deref().and_then(number) {
+            fingerprint.count = count;
+        }
+        if let Some(sum) = view.get(META, SUM)?.and_then(|sum| sum.try_into().ok()) {
+            fingerprint.sum = sum;
+        }
+        let mut frontier = BTreeMap::new();
+        view.scan(FRONTIER, (Bound::Unbounded, Bound::Unbounded), false, &mut |key, value| {
+            if let (Some(hash), Some(hlc)) = (Hash::from_slice(key), number(value)) {
+                frontier.insert(hash, Hlc(hlc));
+            }
+            Flow::Continue(())
+        })?;
+        Ok(Head { next: fingerprint.count, fingerprint, frontier })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Head> {
+        self.head.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The store's id.
+    #[must_use]
+    pub const fn store(&self) -> StoreId {
+        self.store
+    }
+
+    /// This node.
+    #[must_use]
+    pub const fn me(&self) -> NodeId {
+        self.me
+    }
+
+    /// The type of the store.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        self.machine.kind()
+    }
+
+    /// The members, as far as known.
+    #[must_use]
+    pub const fn membership(&self) -> &SharedMembership {
+        &self.membership
+    }
+
+    /// The time by this store's clock.
+    #[must_use]
+    pub fn now(&self) -> Millis {
+        self.clock.now()
+    }
+
+    /// The file below: views for reading state, waiting for durability.
+    #[must_use]
+    pub const fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// What is included from now on. A receiver that lags is told so and must read the state anew.
+    #[must_use]
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
+        self.events.subscribe()
+    }
+
+    /// Gives every entry to `outbox` once it is durable.
+    pub fn outbox(&self, outbox: Outbox) {
+        let outgoing = Arc::clone(&self.outgoing);
+        let store = self.store;
+        self.database.on_durable(move |durable| {
+            let mut waiting = outgoing.lock().unwrap_or_else(PoisonError::into_inner);
+            let ready = waiting.iter().take_while(|(number, ..)| *number <= durable).count();
+            let entries: Vec<_> = waiting.drain(..ready).map(|(_, entry, origin)| (entry, origin)).collect();
+            drop(waiting);
+            if !entries.is_empty() {
+                outbox(Durable { store, entries });
+            }
+        });
+    }
+
+    /// Signs `payload` as this node's next entry and applies it: visible when this returns, durable after
+    /// [`Log::wait`] on the receipt's `staged`.
+    ///
+    /// # Errors
+    /// If this node may not write here, the payload is too large, or the store takes no writes.
+    pub fn submit(&self, payload: &[u8], origin: Origin) -> std::result::Result<Receipt, SubmitError> {
+        if !self.may_submit() {
+            return Err(SubmitError::NotAllowed);
+        }
+        self.database.ready()?;
+        let mut head = self.lock();
+        let result = self.submit_locked(&mut head, payload, origin);
+        self.restore(&mut head, result)
+    }
+
+    fn submit_locked(
+        &self,
+        head: &mut Head,
+        payload: &[u8],
+        origin: Origin,
+    ) -> std::result::Result<Receipt, SubmitError> {
+        let view = self.database.view()?;
+        let tip = self.tip_in(&view, &self.me)?;
+        let prev = tip.map(|tip| tip.hash);
+        let mut deps: Vec<(Hlc, Hash)> =
+            head.frontier.iter().filter(|(hash, _)| Some(**hash) != prev).map(|(hash, hlc)| (*hlc, *hash)).collect();
+        let latest = deps.iter().map(|(hlc, _)| *hlc).chain(tip.map(|tip| tip.hlc)).max().unwrap_or_default();
+        // More concurrent tips than an entry may name: it names the latest, a later entry the rest.
+        deps.sort_unstable_by(|a, b| b.cmp(a));
+        deps.truncate(limits::DEPS);
+        let mut deps: Vec<Hash> = deps.into_iter().map(|(_, hash)| hash).collect();
+        deps.sort_unstable();
+        let header = Header {
+            store: self.store,
+            author: self.me,
+            seq: tip.map_or(0, |tip| tip.seq + 1),
+            prev,
+            deps,
+            hlc: latest.next(self.clock.now()),
+            payload_len: 0,
+            payload_hash: Hash([0; 32]),
+        };
+        let entry = Entry::sign(&self.key, header, payload)?;
+        let mut txn = Txn::new(&view);
+        let effects = self.append(&mut txn, head, &entry)?;
+        let writes = txn.finish();
+        drop(view);
+        let staged = self.finish(writes, vec![(entry.clone(), effects)], origin)?;
+        Ok(Receipt { hash: entry.hash(), hlc: entry.header().hlc, seq: entry.header().seq, staged })
+    }
+
+    fn may_submit(&self) -> bool {
+        let membership = self.membership.load();
+        // The root store's own machine judges each operation; members of any role have one they may do.
+        if self.machine.kind() == "root" { membership.admits(&self.me) } else { membership.may_write(&self.me) }
+    }
+
+    /// Takes an entry that founds this store: genesis, whose hash is the store's id.
+    ///
+    /// # Errors
+    /// If it does not found this store, or the store takes no writes.
+    pub fn found(&self, genesis: &Entry) -> std::result::Result<(), SubmitError> {
+        let verdict = self.include(&[genesis.clone()], Origin::Local)?;
+        match verdict.first() {
+            Some(Verdict::Included | Verdict::Duplicate) => Ok(()),
+            _ => Err(SubmitError::NotAllowed),
+        }
+    }
+
+    /// Includes those of `entries` that count, in the order given. Their signatures and payload hashes must have
+    /// been checked; all else is checked here. One staged set holds them all.
+    ///
+    /// # Errors
+    /// If the store can't be read or takes no writes.
+    pub fn include(&self, entries: &[Entry], origin: Origin) -> Result<Vec<Verdict>> {
+        self.database.ready()?;
+        let mut head = self.lock();
+        let result = self.include_locked(&mut head, entries, origin);
+        self.restore(&mut head, result)
+    }
+
+    /// After a failure the head in memory may be ahead of what was staged: it is read anew.
+    fn restore<T, E>(&self, head: &mut Head, result: std::result::Result<T, E>) -> std::result::Result<T, E>
+    where
+        E: From<DatabaseError>,
+    {
+        if result.is_err() {
+            *head = Self::head(&self.database.view()?)?;
+        }
+        result
+    }
+
+    fn include_locked(&self, head: &mut Head, entries: &[Entry], origin: Origin) -> Result<Vec<Verdict>> {
+        let view = self.database.view()?;
+        let mut txn = Txn::new(&view);
+        let mut verdicts = Vec::with_capacity(entries.len());
+        let mut included = Vec::new();
+        for entry in entries {
+            let verdict = self.judge(&txn, head, entry)?;
+            if verdict == Verdict::Included {
+                let effects = self.append(&mut txn, head, entry)?;
+                included.push((entry.clone(), effects));
+            }
+            verdicts.push(verdict);
+        }
+        let writes = txn.finish();
+        drop(view);
+        if !included.is_empty() {
+            self.finish(writes, included, origin)?;
+        }
+        Ok(verdicts)
+    }
+
+    fn judge(&self, txn: &Txn<'_>, head: &Head, entry: &Entry) -> Result<Verdict> {
+        let header = entry.header();
+        let hash = entry.hash();
+        let genesis = self.store.0 == hash.0 && header.store == StoreId::UNBORN;
+        if header.store != self.store && !genesis {
+            return Ok(Verdict::Rejected(Rejected::Store(hash)));
+        }
+        if !genesis {
+            let membership = self.membership.load();
+            if !membership.knows(&header.author) {
+                return Ok(Verdict::UnknownAuthor);
+            }
+            if self.machine.kind() != "root" && !membership.may_write(&header.author) {
+                return Ok(Verdict::Rejected(Rejected::NotAllowed(hash)));
+            }
+        }
+        let tip = self.tip_in(txn, &header.author)?;
+        let next = tip.map_or(0, |tip| tip.seq + 1);
+        if header.seq < next {
+            let other = self.at_in(txn, &header.author, header.seq)?.map(|other| other.hash());
+            return Ok(match other {
+                Some(other) if other != hash => Verdict::Rejected(Rejected::Fork { entry: hash, other }),
+                _ => Verdict::Duplicate,
+            });
+        }
+        if header.hlc.millis() > self.clock.now().after(limits::CLOCK_AHEAD) {
+            let due = header.hlc.millis().0.saturating_sub(u64::try_from(limits::CLOCK_AHEAD.as_millis()).unwrap_or(0));
+            return Ok(Verdict::Early(Millis(due)));
+        }
+        let mut missing = Vec::new();
+        for parent in header.parents() {
+            match head
+                .frontier
+                .get(&parent)
+                .copied()
+                .map_or_else(|| self.stamp_in(txn, &parent), |hlc| Ok(Some(hlc)))?
+            {
+                None => missing.push(parent),
+                Some(hlc) if hlc >= header.hlc => return Ok(Verdict::Rejected(Rejected::Hlc(hash))),
+                Some(_) => {}
+            }
+        }
+        if !missing.is_empty() {
+            return Ok(Verdict::Missing(missing));
+        }
+        if header.seq != next || header.prev != tip.map(|tip| tip.hash) {
+            return Ok(Verdict::Rejected(Rejected::Chain(hash)));
+        }
+        Ok(Verdict::Included)
+    }
+
+    fn append(&self, txn: &mut Txn<'_>, head: &mut Head, entry: &Entry) -> Result<Effects> {
+        let header = entry.header();
+        let hash = entry.hash();
+        let local = head.next.to_be_bytes();
+        txn.put(ENTRIES, local, &entry.bytes()[..]);
+        txn.put(HASHES, &hash.0[..16], [local, header.hlc.0.to_be_bytes()].concat());
+        txn.put(CHAINS, chain_key(&header.author, header.seq), local);
+        txn.put(ORDER, order_key(header.hlc, &hash), local);
+        txn.put(TIPS, header.author.0, Tip { seq: header.seq, hlc: header.hlc, hash }.encode());
+        for parent in header.parents() {
+            if head.frontier.remove(&parent).is_some() {
+                txn.remove(FRONTIER, parent.0);
+            }
+        }
+        head.frontier.insert(hash, header.hlc);
+        txn.put(FRONTIER, hash.0, header.hlc.0.to_be_bytes());
+        head.next += 1;
+        head.fingerprint.add(&hash);
+        txn.put(META, COUNT, head.fingerprint.count.to_be_bytes());
+        txn.put(META, SUM, head.fingerprint.sum);
+        self.apply(txn, entry)
+    }
+
+    fn apply(&self, txn: &mut Txn<'_>, entry: &Entry) -> Result<Effects> {
+        let effects = self.machine.apply(txn, entry)?;
+        if let Some(reason) = &effects.noop {
+            txn.put(NOOPS, entry.hash().0, reason.as_bytes());
+        }
+        for (blob, size) in &effects.blobs {
+            txn.put(WANTED, blob.0, size.to_be_bytes());
+        }
+        Ok(effects)
+    }
+
+    fn finish(&self, writes: super::database::Layer, included: Vec<(Entry, Effects)>, origin: Origin) -> Result<u64> {
+        // The outbox is filled under its lock around staging, so that the commit can't overtake it.
+        let mut outgoing = self.outgoing.lock().unwrap_or_else(PoisonError::into_inner);
+        let staged = self.database.stage(writes)?;
+        outgoing.extend(included.iter().map(|(entry, _)| (staged, entry.clone(), origin)));
+        drop(outgoing);
+        for (entry, effects) in included {
+            // Nobody listening is no failure.
+            drop(self.events.send(Arc::new(Event { store: self.store, entry, origin, effects })));
+        }
+        Ok(staged)
+    }
+
+    /// Waits until what was staged with this number is durable.
+    ///
+    /// # Errors
+    /// If its commit failed.
+    pub fn wait(&self, staged: u64) -> Result<()> {
+        self.database.wait(staged)
+    }
+
+    fn tip_in(&self, read: &impl Read, author: &NodeId) -> Result<Option<Tip>> {
+        Ok(read.get(TIPS, &author.0)?.as_deref().and_then(Tip::decode))
+    }
+
+    fn stamp_in(&self, read: &impl Read, hash: &Hash) -> Result<Option<Hlc>> {
+        let row = read.get(HASHES, &hash.0[..16])?;
+        Ok(row.and_then(|row| row.last_chunk().map(|hlc| Hlc(u64::from_be_bytes(*hlc)))))
+    }
+
+    fn entry_in(&self, read: &impl Read, local: &[u8]) -> Result<Option<Entry>> {
+        let Some(bytes) = read.get(ENTRIES, local)? else { return Ok(None) };
+        Entry::decode_trusted(bytes.into()).map(Some).map_err(|error| DatabaseError::Corrupt {
+            path: self.store.to_string().into(),
+            what: format!("an entry does not read back: {error}"),
+        })
+    }
+
+    fn at_in(&self, read: &impl Read, author: &NodeId, seq: u64) -> Result<Option<Entry>> {
+        match read.get(CHAINS, &chain_key(author, seq))? {
+            Some(local) => self.entry_in(read, &local),
+            None => Ok(None),
+        }
+    }
+
+    /// The entry of this author and number, durable or not.
+    ///
+    /// # Errors
+    /// If the file can't be read.
+    pub fn at(&self, view: &View<'_>, author: &NodeId, seq: u64) -> Result<Option<Entry>> {
+        self.at_in(view, author, seq)
+    }
+
+    /// The entry of this hash.
+    ///
+    /// # Errors
+    /// If the file can't be read.
+    pub fn get(&self, view: &View<'_>, hash: &Hash) -> Result<Option<Entry>> {
+        let Some(row) = view.get(HASHES, &hash.0[..16])? else { return Ok(None) };
+        let entry = self.entry_in(view, &row[..8.min(row.len())])?;
+        Ok(entry.filter(|entry| entry.hash() == *hash))
+    }
+
+    /// The last entry of each author's chain.
+    ///
+    /// # Errors
+    /// If the file can't be read.
+    pub fn tips(&self, view: &View<'_>) -> Result<BTreeMap<NodeId, Tip>> {
+        let mut tips = BTreeMap::new();
+        view.scan(TIPS, (Bound::Unbounded, Bound::Unbounded), false, &mut |key, value| {
+            if let (Some(author), Some(tip)) = (NodeId::from_slice(key), Tip::decode(value)) {
+                tips.insert(author, tip);
+            }
+            Flow::Continue(())
+        })?;
+        Ok(tips)
+    }
+
+    /// How many entries the view holds, and the sum of their hashes.
+    ///
+    /// # Errors
+    /// If the file can't be read.
+    pub fn fingerprint(&self, view: &View<'_>) -> Result<Fingerprint> {
+        Ok(Self::head_meta(view)?.unwrap_or_default())
+    }
+
+    fn head_meta(view: &View<'_>) -> Result<Option<Fingerprint>> {
+        let count = view.get(META, COUNT)?.as_deref().and_then(number);
+        let sum = view.get(META, SUM)?.and_then(|sum| sum.try_into().ok());
+        Ok(count.zip(sum).map(|(count, sum)| Fingerprint { count, sum }))
+    }
+
+    /// The entries that no other entry names yet.
+    #[must_use]
+    pub fn frontier(&self) -> Vec<Hash> {
+        self.lock().frontier.keys().copied().collect()
+    }
+
+    /// Calls `visit` with (hlc, hash) of all entries from `from` on, in that order: a linear extension of causality.
+    ///
+    /// # Errors
+    /// If the file can't be read.
+    pub fn order(
+        &self,
+        view: &View<'_>,
+        from: (Hlc, Hash),
+        reverse: bool,
+        visit: &mut dyn FnMut(Hlc, Hash) -> Flow,
+    ) -> Result<()> {
+        let start = order_key(from.0, &from.1);
+        view.scan(ORDER, (Bound::Included(&start), Bound::Unbounded), reverse, &mut |key, _| match (
+            number(key),
+            key.get(8..).and_then(Hash::from_slice),
+        ) {
+            (Some(hlc), Some(hash)) => visit(Hlc(hlc), hash),
+            _ => Flow::Continue(()),
+        })
+    }
+
+    /// Why the entry did nothing, if so.
+    ///
+    /// # Errors
+    /// If the file can't be read.
+    pub fn noop(&self, view: &View<'_>, hash: &Hash) -> Result<Option<String>> {
+        Ok(view.get(NOOPS, &hash.0)?.map(|reason| String::from_utf8_lossy(&reason).into_owned()))
+    }
+
+    /// The blobs that entries name and that were not yet reported here by [`Log::arrived`].
+    ///
+    /// # Errors
+    /// If the file can't be read.
+    pub fn wanted(&self) -> Result<Vec<(Hash, u64)>> {
+        let mut wanted = Vec::new();
+        self.database.view()?.scan(WANTED, (Bound::Unbounded, Bound::Unbounded), false, &mut |key, value| {
+            if let (Some(hash), Some(size)) = (Hash::from_slice(key), number(value)) {
+                wanted.push((hash, size));
+            }
+            Flow::Continue(())
+        })?;
+        Ok(wanted)
+    }
+
+    /// Notes that a blob is here and durable.
+    ///
+    /// # Errors
+    /// If the store takes no writes.
+    pub fn arrived(&self, blob: &Hash) -> Result<()> {
+        let _head = self.lock();
+        let view = self.database.view()?;
+        let mut txn = Txn::new(&view);
+        txn.remove(WANTED, blob.0);
+        let writes = txn.finish();
+        drop(view);
+        self.database.stage(writes).map(drop)
+    }
+
+    /// Drops the state and derives it again from the entries. A crash on the way starts it anew at the next opening.
+    ///
+    /// # Errors
+    /// If the store can't be read or takes no writes.
+    pub fn rebuild(&self) -> Result<()> {
+        let _head = self.lock();
+        let tables = self.machine.tables().iter().copied().chain([NOOPS]);
+        {
+            let view = self.database.view()?;
+            let mut txn = Txn::new(&view);
+            txn.put(META, REBUILDING, [1]);
+            for table in tables {
+                let mut keys = Vec::new();
+                view.scan(table, (Bound::Unbounded, Bound::Unbounded), false, &mut |key, _| {
+                    keys.push(key.to_vec());
+                    Flow::Continue(())
+                })?;
+                for key in keys {
+                    txn.remove(table, key);
+                }
+            }
+            let writes = txn.finish();
+            drop(view);
+            self.database.stage(writes)?;
+        }
+        let mut from = 0u64;
+        loop {
+            let view = self.database.view()?;
+            let mut rows = Vec::new();
+            let start = from.to_be_bytes();
+            view.scan(ENTRIES, (Bound::Included(&start), Bound::Unbounded), false, &mut |_, value| {
+                rows.push(value.to_vec());
+                if rows.len() < REBUILD_BATCH { Flow::Continue(()) } else { Flow::Break(()) }
+            })?;
+            let mut txn = Txn::new(&view);
+            for row in &rows {
+                let entry = Entry::decode_trusted(row.clone().into()).map_err(|error| DatabaseError::Corrupt {
+                    path: self.store.to_string().into(),
+                    what: format!("an entry does not read back: {error}"),
+                })?;
+                self.apply(&mut txn, &entry)?;
+            }
+            let done = rows.len() < REBUILD_BATCH;
+            if done {
+                txn.remove(META, REBUILDING);
+            }
+            from += rows.len() as u64;
+            let writes = txn.finish();
+            drop(view);
+            self.database.stage(writes)?;
+            if done {
+                return Ok(());
+            }
+        }
+    }
+
+    /// A digest over every row of the state: equal on two nodes iff their states are, byte for byte.
+    ///
+    /// # Errors
+    /// If the file can't be read.
+    pub fn state_digest(&self) -> Result<Hash> {
+        let view = self.database.view()?;
+        let mut hasher = blake3::Hasher::new();
+        for table in self.machine.tables().iter().copied().chain([NOOPS]) {
+            hasher.update(&(table.len() as u64).to_be_bytes()).update(table.as_bytes());
+            view.scan(table, (Bound::Unbounded, Bound::Unbounded), false, &mut |key, value| {
+                hasher.update(&(key.len() as u64).to_be_bytes()).update(key);
+                hasher.update(&(value.len() as u64).to_be_bytes()).update(value);
+                Flow::Continue(())
+            })?;
+        }
+        Ok(hasher.finalize().into())
+    }
+
+    /// The entries of an author's chain from number `from` on, at most `limit` of them.
+    ///
+    /// # Errors
+    /// If the file can't be read.
+    pub fn chain(&self, view: &View<'_>, author: &NodeId, from: u64, limit: usize) -> Result<Vec<Entry>> {
+        let mut locals = Vec::new();
+        let mut end = Vec::new();
+        let start = chain_key(author, from);
+        let (_, end) = prefix(&author.0, &mut end);
+        view.scan(CHAINS, (Bound::Included(&start), end), false, &mut |_, local| {
+            if locals.len() < limit {
+                locals.push(local.to_vec());
+            }
+            if locals.len() < limit { Flow::Continue(()) } else { Flow::Break(()) }
+        })?;
+        let mut entries = Vec::with_capacity(locals.len());
+        for local in locals {
+            entries.extend(self.entry_in(view, &local)?);
+        }
+        Ok(entries)
+    }
+}

@@ -1,0 +1,9 @@
+//! What an entry is, when it counts, and who has it. Knows nothing of what a payload means.
+
+pub mod database;
+pub mod entry;
+pub mod limits;
+pub mod log;
+pub mod machine;
+pub mod membership;
+pub mod verify;
