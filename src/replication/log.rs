@@ -251,6 +251,14 @@ pub struct Parts {
     pub machine: Arc<dyn StateMachine>,
     /// Who may write.
     pub membership: SharedMembership,
+    /// Where inclusions are told: one channel may serve all the stores of a mesh.
+    pub events: broadcast::Sender<Arc<Event>>,
+}
+
+/// A channel for [`Parts::events`].
+#[must_use]
+pub fn events() -> broadcast::Sender<Arc<Event>> {
+    broadcast::channel(EVENTS).0
 }
 
 impl std::fmt::Debug for Parts {
@@ -294,7 +302,7 @@ impl Log {
             machine: parts.machine,
             membership: parts.membership,
             head: Mutex::new(head),
-            events: broadcast::channel(EVENTS).0,
+            events: parts.events,
             outgoing: Arc::default(),
             database,
         };
@@ -362,7 +370,7 @@ impl Log {
         &self.database
     }
 
-    /// What is included from now on. A receiver that lags is told so and must read the state anew.
+    /// What is included from now on, in this store and those that share its channel. A receiver that lags is told so and must read the state anew.
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
         self.events.subscribe()

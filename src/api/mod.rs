@@ -1,0 +1,1 @@
+//! The control service: gRPC on a Unix socket, and its client.

@@ -1,0 +1,1 @@
+//! The `lattice` command: one file a noun.

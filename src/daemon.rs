@@ -1,0 +1,1 @@
+//! The daemon: builds every layer and owns the order of shutdown.

@@ -1,0 +1,1 @@
+//! The mesh: its members, invites and stores.

@@ -1,0 +1,40 @@
+//! What is shown of the other nodes, and who can tell.
+
+use std::time::Duration;
+
+use crate::clock::Millis;
+use crate::ids::NodeId;
+use crate::replication::membership::Role;
+
+/// A member as this node sees it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Peer {
+    /// The node.
+    pub id: NodeId,
+    /// Its name, unique in the mesh.
+    pub name: String,
+    /// What it may do.
+    pub role: Role,
+    /// Whether it is this node.
+    pub me: bool,
+    /// Whether it has left the mesh.
+    pub left: bool,
+    /// Whether a sync connection with it is up.
+    pub online: bool,
+    /// Where it was last reached.
+    pub address: Option<String>,
+    /// The round-trip time of its connection.
+    pub rtt: Option<Duration>,
+    /// When it was last heard.
+    pub last_seen: Option<Millis>,
+    /// Entries that this node knows it has not got yet; `None` if unknown.
+    pub lag: Option<u64>,
+    /// The version of lattice that it runs.
+    pub version: Option<String>,
+}
+
+/// Who can tell of the members.
+pub trait Peers: Send + Sync + 'static {
+    /// All members, this node too, by name.
+    fn peers(&self) -> Vec<Peer>;
+}
