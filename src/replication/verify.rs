@@ -84,4 +84,52 @@ mod tests {
         let bad: Vec<_> = (0..300).filter(|n| !verdicts[*n]).collect();
         assert_eq!(bad, [217]);
     }
+
+    /// Points of order 1, 2, 4 and 8, as keys and as nonces, some in both of their encodings.
+    const SMALL_ORDER: [&str; 8] = [
+        "0100000000000000000000000000000000000000000000000000000000000000",
+        "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "0000000000000000000000000000000000000000000000000000000000000000",
+        "0000000000000000000000000000000000000000000000000000000000000080",
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc85",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac03fa",
+    ];
+
+    fn crafted(author: &[u8], nonce: &[u8], scalar: u8) -> Entry {
+        let good = entry(1);
+        let mut bytes = good.bytes().to_vec();
+        bytes[2 + 33..2 + 65].copy_from_slice(author);
+        let signature = 2 + good.header_bytes().len();
+        bytes[signature..signature + 32].copy_from_slice(nonce);
+        bytes[signature + 32..signature + 64].fill(0);
+        bytes[signature + 32] = scalar;
+        Entry::decode(bytes.into()).unwrap()
+    }
+
+    #[test]
+    fn alone_and_in_any_batch_a_crafted_signature_gets_the_same_answer() {
+        let mut entries = Vec::new();
+        for author in SMALL_ORDER {
+            for nonce in SMALL_ORDER {
+                for scalar in [0, 1] {
+                    let decode = |text: &str| data_encoding::HEXLOWER.decode(text.as_bytes()).unwrap();
+                    entries.push(crafted(&decode(author), &decode(nonce), scalar));
+                }
+            }
+        }
+        let alone: Vec<bool> = entries.iter().map(|entry| verify(std::slice::from_ref(entry))[0]).collect();
+        // With a zero scalar both sides of the cofactored equation are the identity; with one they are not.
+        assert!(alone.chunks(2).all(|pair| pair[0] && !pair[1]), "{alone:?}");
+        let valid: Vec<_> = entries.iter().step_by(2).cloned().collect();
+        for size in [2, 7, 64] {
+            for batch in valid.chunks(size) {
+                assert!(verify(batch).iter().all(|valid| *valid), "a batch of {size}");
+            }
+            for (batch, alone) in entries.chunks(size).zip(alone.chunks(size)) {
+                assert_eq!(verify(batch), alone, "a batch of {size}");
+            }
+        }
+    }
 }

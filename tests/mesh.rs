@@ -1,0 +1,162 @@
+//! The main job, on machines of their own: what one writes, all have; what was cut off comes together again.
+#![allow(clippy::disallowed_methods, reason = "tests wait on the real clock")]
+
+mod harness;
+
+use std::fs;
+use std::path::Path;
+
+use harness::{Net, Node, difference, eventually, mesh, run};
+
+fn same_everywhere(nodes: &[Node<'_>]) {
+    for node in &nodes[1..] {
+        let mut last = String::new();
+        let what = format!("{} equals {}", node.keys().display(), nodes[0].keys().display());
+        eventually(&what, || {
+            last = difference(&nodes[0].keys(), &node.keys());
+            last.is_empty()
+        });
+    }
+}
+
+fn conflicts(node: &Node<'_>) -> Vec<String> {
+    let found = run("find", &[node.mount().join(".heads").to_str().unwrap(), "-type", "f"]);
+    let mut found: Vec<_> =
+        found.lines().map(|line| line.split("/.heads/").nth(1).unwrap_or_default().to_owned()).collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn a_real_tree_copied_in_on_one_machine_is_identical_on_all() {
+    let net = Net::new(3);
+    let nodes = mesh(&net, 3);
+    let target = nodes[0].key("etc");
+    run("cp", &["-a", "/etc", target.to_str().unwrap()]);
+    same_everywhere(&nodes);
+    assert_eq!(difference(Path::new("/etc"), &nodes[2].key("etc")), "");
+}
+
+#[test]
+fn after_a_cut_heals_all_agree_and_two_edits_of_one_file_are_both_kept_until_someone_settles_them() {
+    let net = Net::new(3);
+    let nodes = mesh(&net, 3);
+    for n in 0..40 {
+        fs::write(nodes[0].key(&format!("file{n}")), "before\n").unwrap();
+    }
+    same_everywhere(&nodes);
+
+    net.cut(1);
+    // Files 18 and 19 are changed on both sides.
+    for n in 0..20 {
+        fs::write(nodes[0].key(&format!("file{n}")), format!("left {n}\n")).unwrap();
+    }
+    for n in 18..38 {
+        fs::write(nodes[1].key(&format!("file{n}")), format!("right {n}\n")).unwrap();
+    }
+    net.heal(1);
+
+    same_everywhere(&nodes);
+    for node in &nodes {
+        eventually("each node shows both heads of both files", || conflicts(node).len() == 4);
+        assert_eq!(conflicts(node), conflicts(&nodes[0]));
+        let heads = node.mount().join(".heads/home/file18");
+        let mut contents: Vec<_> =
+            fs::read_dir(&heads).unwrap().map(|head| fs::read_to_string(head.unwrap().path()).unwrap()).collect();
+        contents.sort();
+        assert_eq!(contents, ["left 18\n", "right 18\n"]);
+    }
+
+    for file in ["file18", "file19"] {
+        let heads = nodes[2].mount().join(".heads/home").join(file);
+        let loser = fs::read_dir(&heads)
+            .unwrap()
+            .map(|head| head.unwrap().path())
+            .find(|head| fs::read_to_string(head).unwrap().starts_with("left"))
+            .unwrap();
+        run("cp", &[loser.to_str().unwrap(), nodes[2].key(file).to_str().unwrap()]);
+    }
+    for node in &nodes {
+        eventually("the settled conflicts are gone", || conflicts(node).is_empty());
+        eventually("the chosen content is everywhere", || {
+            fs::read_to_string(node.key("file18")).unwrap() == "left 18\n"
+                && fs::read_to_string(node.key("file19")).unwrap() == "left 19\n"
+        });
+    }
+    same_everywhere(&nodes);
+}
+
+#[test]
+fn a_node_killed_during_a_copy_comes_back_without_a_fork_and_with_what_was_synced() {
+    let net = Net::new(3);
+    let nodes = mesh(&net, 3);
+    let synced = nodes[0].key("synced");
+    fs::write(&synced, "on the disk").unwrap();
+    fs::File::open(&synced).unwrap().sync_all().unwrap();
+
+    let mut copy = std::process::Command::new("cp")
+        .args(["-a", "/etc", nodes[0].key("etc").to_str().unwrap()])
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually("some of the copy has reached another node", || nodes[1].key("etc").exists());
+    nodes[0].kill();
+    copy.wait().unwrap();
+
+    nodes[0].up();
+    assert_eq!(fs::read_to_string(&synced).unwrap(), "on the disk");
+    fs::write(nodes[0].key("after"), "after").unwrap();
+    for node in &nodes {
+        eventually("what the killed node writes afterwards reaches all", || node.key("after").exists());
+    }
+    same_everywhere(&nodes);
+    for node in &nodes {
+        let status: serde_json::Value = serde_json::from_str(&node.lattice(&["status", "--json"])).unwrap();
+        assert_eq!(status["forks"], 0, "a fork is known to {}", node.data().display());
+    }
+}
+
+#[test]
+fn two_nodes_that_never_meet_agree_through_a_third() {
+    let net = Net::new(3);
+    let nodes = mesh(&net, 3);
+    net.cut(2);
+    fs::write(nodes[0].key("from-first"), "1").unwrap();
+    eventually("the second has it", || nodes[1].key("from-first").exists());
+    net.cut(0);
+    net.heal(2);
+    eventually("the third has it from the second", || nodes[2].key("from-first").exists());
+}
+
+#[test]
+fn a_large_file_arrives_whole_and_verified() {
+    let net = Net::new(2);
+    let nodes = mesh(&net, 2);
+    let content: Vec<u8> = (0..8u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    fs::write(nodes[0].key("large"), &content).unwrap();
+    eventually("the name is there", || nodes[1].key("large").exists());
+    assert!(fs::read(nodes[1].key("large")).unwrap() == content, "the content differs");
+}
+
+#[test]
+fn a_line_appended_in_a_room_is_read_by_the_others_as_it_was_meant() {
+    let net = Net::new(2);
+    let nodes = mesh(&net, 2);
+    let say = |node: &Node<'_>, line: &str| {
+        let room = node.mount().join("chat/lobby");
+        run("sh", &["-c", &format!("echo '{line}' >> '{}'", room.display())]);
+    };
+    say(&nodes[0], "good morning");
+    eventually("the room is there", || {
+        fs::read_to_string(nodes[1].mount().join("chat/lobby")).is_ok_and(|room| room.contains("good morning"))
+    });
+    say(&nodes[1], "and to you");
+    eventually("the answer comes back", || {
+        fs::read_to_string(nodes[0].mount().join("chat/lobby")).unwrap().contains("and to you")
+    });
+    assert_eq!(
+        nodes[0].lattice(&["chat", "ls"]).lines().filter(|line| line.contains("lobby")).count(),
+        1,
+        "the room is listed once"
+    );
+}
