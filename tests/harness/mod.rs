@@ -8,15 +8,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a condition is waited for before the test fails.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `condition` holds; panics naming `what` if it does not in time.
-pub fn eventually(what: &str, condition: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, condition: impl FnMut() -> bool) {
     within(PATIENCE, what, condition);
 }
 
 /// Waits for at most `patience` until `condition` holds; panics naming `what` if it does not.
-pub fn within(patience: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn within(patience: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + patience;
     while !condition() {
         assert!(Instant::now() < end, "not within {patience:?}: {what}");
@@ -25,7 +25,7 @@ pub fn within(patience: Duration, what: &str, mut condition: impl FnMut() -> boo
 }
 
 /// Runs a program and gives what it printed; panics with its words if it fails.
-pub fn run(program: &str, args: &[&str]) -> String {
+pub(crate) fn run(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output().unwrap_or_else(|error| panic!("{program}: {error}"));
     assert!(
         output.status.success(),
@@ -38,7 +38,7 @@ pub fn run(program: &str, args: &[&str]) -> String {
 }
 
 /// Several hosts on one switch, as network namespaces. Gone when dropped.
-pub struct Net {
+pub(crate) struct Net {
     tag: String,
     hosts: u32,
 }
@@ -47,7 +47,7 @@ static NETS: AtomicU32 = AtomicU32::new(0);
 
 impl Net {
     /// A switch and `hosts` hosts, at 10.77.0.1 and on, without a way to anywhere else.
-    pub fn new(hosts: u32) -> Self {
+    pub(crate) fn new(hosts: u32) -> Self {
         let tag = format!("lt{}x{}", std::process::id(), NETS.fetch_add(1, Ordering::SeqCst));
         let net = Self { tag, hosts };
         let hub = net.hub();
@@ -74,29 +74,29 @@ impl Net {
     }
 
     /// The name of a host's namespace.
-    pub fn host(&self, host: u32) -> String {
+    pub(crate) fn host(&self, host: u32) -> String {
         format!("{}h{host}", self.tag)
     }
 
     /// The address of a host.
-    pub fn address(&self, host: u32) -> String {
+    pub(crate) fn address(&self, host: u32) -> String {
         format!("10.77.0.{}", host + 1)
     }
 
     /// A command to be run on a host: in its network, on the same files as here.
-    pub fn on(&self, host: u32, program: impl AsRef<Path>) -> Command {
+    pub(crate) fn on(&self, host: u32, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/var/run/netns/{}", self.host(host))).arg(program.as_ref());
         command
     }
 
     /// Pulls a host's cable.
-    pub fn cut(&self, host: u32) {
+    pub(crate) fn cut(&self, host: u32) {
         run("ip", &["-n", &self.hub(), "link", "set", &format!("p{host}"), "down"]);
     }
 
     /// Puts a host's cable back.
-    pub fn heal(&self, host: u32) {
+    pub(crate) fn heal(&self, host: u32) {
         run("ip", &["-n", &self.hub(), "link", "set", &format!("p{host}"), "up"]);
     }
 }
@@ -110,19 +110,19 @@ impl Drop for Net {
 }
 
 /// A node on a host of a [`Net`] (or on this machine), with its data and its mount. Stopped when dropped.
-pub struct Node<'a> {
+pub(crate) struct Node<'a> {
     net: Option<(&'a Net, u32)>,
     dir: tempfile::TempDir,
 }
 
 impl<'a> Node<'a> {
     /// A node on a host, not yet started.
-    pub fn on(net: &'a Net, host: u32) -> Self {
+    pub(crate) fn on(net: &'a Net, host: u32) -> Self {
         Self::with(Some((net, host)))
     }
 
     /// A node on this machine, on loopback, not yet started.
-    pub fn here() -> Self {
+    pub(crate) fn here() -> Self {
         Self::with(None)
     }
 
@@ -133,27 +133,27 @@ impl<'a> Node<'a> {
     }
 
     /// The node's data directory.
-    pub fn data(&self) -> PathBuf {
+    pub(crate) fn data(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 
     /// Where the node mounts.
-    pub fn mount(&self) -> PathBuf {
+    pub(crate) fn mount(&self) -> PathBuf {
         self.dir.path().join("mnt")
     }
 
     /// A path among the keys of the store `home`.
-    pub fn key(&self, path: &str) -> PathBuf {
+    pub(crate) fn key(&self, path: &str) -> PathBuf {
         self.keys().join(path)
     }
 
     /// The keys of the store `home`.
-    pub fn keys(&self) -> PathBuf {
+    pub(crate) fn keys(&self) -> PathBuf {
         self.mount().join("stores/home/keys")
     }
 
     /// The `lattice` command on this node, as a command to be completed.
-    pub fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let program = env!("CARGO_BIN_EXE_lattice");
         let mut command = match self.net {
             Some((net, host)) => net.on(host, program),
@@ -164,12 +164,12 @@ impl<'a> Node<'a> {
     }
 
     /// Runs `lattice` on this node, whatever comes of it.
-    pub fn attempt(&self, args: &[&str]) -> Output {
+    pub(crate) fn attempt(&self, args: &[&str]) -> Output {
         self.command(args).output().unwrap()
     }
 
     /// Runs `lattice` on this node; panics with its words if it fails.
-    pub fn lattice(&self, args: &[&str]) -> String {
+    pub(crate) fn lattice(&self, args: &[&str]) -> String {
         let output = self.attempt(args);
         assert!(
             output.status.success(),
@@ -187,7 +187,7 @@ impl<'a> Node<'a> {
     }
 
     /// Starts the daemon and mounts.
-    pub fn up(&self) {
+    pub(crate) fn up(&self) {
         let mount = self.mount();
         let mount = mount.to_str().unwrap();
         match self.net {
@@ -197,13 +197,13 @@ impl<'a> Node<'a> {
     }
 
     /// The daemon's process.
-    pub fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         let status: serde_json::Value = serde_json::from_str(&self.lattice(&["status", "--json"])).unwrap();
         i32::try_from(status["pid"].as_i64().expect("status gives the pid")).unwrap()
     }
 
     /// Kills the daemon without a warning.
-    pub fn kill(&self) {
+    pub(crate) fn kill(&self) {
         let pid = self.pid();
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
         eventually("the killed daemon is gone", || !Path::new(&format!("/proc/{pid}/stat")).exists() || zombie(pid));
@@ -227,7 +227,7 @@ impl Drop for Node<'_> {
 }
 
 /// Starts nodes on hosts 0.. of `net` and joins them into one mesh, which the first makes.
-pub fn mesh(net: &Net, size: u32) -> Vec<Node<'_>> {
+pub(crate) fn mesh(net: &Net, size: u32) -> Vec<Node<'_>> {
     let nodes: Vec<_> = (0..size).map(|host| Node::on(net, host)).collect();
     for node in &nodes {
         node.up();
@@ -241,7 +241,7 @@ pub fn mesh(net: &Net, size: u32) -> Vec<Node<'_>> {
 }
 
 /// What differs between two trees, by rsync's word: contents, kinds, modes, mtimes, symlinks. Empty if nothing does.
-pub fn difference(left: &Path, right: &Path) -> String {
+pub(crate) fn difference(left: &Path, right: &Path) -> String {
     let with_slash = |path: &Path| format!("{}/", path.display());
     let args = ["-rlpt", "-ni", "--checksum", "--delete", &with_slash(left), &with_slash(right)];
     run("rsync", &args)
