@@ -108,9 +108,8 @@ impl MemoryTree {
 impl Filesystem for MemoryTree {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         let want = InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_READDIRPLUS_AUTO | InitFlags::FUSE_PARALLEL_DIROPS;
-        drop(config.add_capabilities(want));
-        drop(config.set_max_write(1 << 20));
-        Ok(())
+        config.add_capabilities(want).map_err(|missing| std::io::Error::other(format!("{missing:?}")))?;
+        config.set_max_write(1 << 20).map(drop).map_err(|most| std::io::Error::other(most.to_string()))
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
