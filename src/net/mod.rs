@@ -2,4 +2,6 @@
 //!
 //! [`link`] is what the rest of the house speaks to; [`iroh`] is the real network behind it.
 
+pub mod join;
 pub mod link;
+pub mod ticket;
