@@ -35,7 +35,11 @@ pub const KNOWN: [Known; 7] = [
         variable: "LATTICE_NAME",
         about: "What this node is called when it founds or joins a mesh. The host's name unless set.",
     },
-    Known { name: "mount", variable: "LATTICE_MOUNT", about: "Where `lattice up` mounts when it is given no directory." },
+    Known {
+        name: "mount",
+        variable: "LATTICE_MOUNT",
+        about: "Where `lattice up` mounts when it is given no directory.",
+    },
     Known {
         name: "mdns",
         variable: "LATTICE_MDNS",
@@ -207,9 +211,9 @@ impl Settings {
 
     /// All settings with their values and where these came from.
     pub fn shown(&self) -> impl Iterator<Item = (&Known, &str, &Source)> {
-        KNOWN.iter().filter_map(|known| {
-            self.shown.get(known.name).map(|(value, source)| (known, value.as_str(), source))
-        })
+        KNOWN
+            .iter()
+            .filter_map(|known| self.shown.get(known.name).map(|(value, source)| (known, value.as_str(), source)))
     }
 }
 

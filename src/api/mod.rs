@@ -1,1 +1,30 @@
 //! The control service: gRPC on a Unix socket, and its client.
+//!
+//! [`serve`] answers for a [`Host`], which the daemon is. `lattice` speaks to it through [`Client`] alone.
+
+mod client;
+mod failure;
+mod host;
+mod mesh;
+mod node;
+mod server;
+
+pub use client::Client;
+pub use failure::{Failure, Kind};
+pub use host::{About, Host, InMesh, Progress};
+pub use server::{bind, serve};
+
+/// The messages, clients and servers made from `proto/lattice.proto`, which says what they mean.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    let_underscore_drop,
+    clippy::all,
+    clippy::pedantic,
+    clippy::restriction,
+    reason = "generated; the documentation is in the proto file"
+)]
+#[rustfmt::skip]
+pub mod wire {
+    tonic::include_proto!("lattice.v1");
+}

@@ -69,7 +69,9 @@ impl DirectoryError {
         match self {
             Self::InUse { path, .. } => {
                 let path = path.display();
-                format!("one node lives in one directory: stop it with `lattice --data {path} down`, or choose another --data")
+                format!(
+                    "one node lives in one directory: stop it with `lattice --data {path} down`, or choose another --data"
+                )
             }
             Self::Newer { .. } => "install the newer lattice again: this one would not read it right".into(),
             Self::Identity { fix, .. } => fix.clone(),
@@ -204,19 +206,18 @@ impl Directory {
         }
         let seed = text.trim_end().strip_prefix(IDENTITY);
         let seed = seed.and_then(|seed| data_encoding::HEXLOWER.decode(seed.as_bytes()).ok());
-        seed.and_then(|seed| <[u8; 32]>::try_from(seed).ok()).map(|seed| SigningKey::from_bytes(&seed)).ok_or_else(|| {
-            let fix = "put it back from a backup; without it this directory's node can't go on".into();
-            DirectoryError::Identity { path, what: "the node's secret key does not read", fix }
-        })
+        seed.and_then(|seed| <[u8; 32]>::try_from(seed).ok()).map(|seed| SigningKey::from_bytes(&seed)).ok_or_else(
+            || {
+                let fix = "put it back from a backup; without it this directory's node can't go on".into();
+                DirectoryError::Identity { path, what: "the node's secret key does not read", fix }
+            },
+        )
     }
 
     fn new_identity(&self, path: PathBuf) -> Result<SigningKey> {
         let meshes = self.meshes();
         if std::fs::read_dir(&meshes).map_err(at(&meshes))?.next().is_some() {
-            let fix = format!(
-                "put it back from a backup, or move {} away to begin as a new node",
-                self.path.display()
-            );
+            let fix = format!("put it back from a backup, or move {} away to begin as a new node", self.path.display());
             return Err(DirectoryError::Identity { path, what: "the node's secret key is missing", fix });
         }
         let seed: [u8; 32] = rand::random();

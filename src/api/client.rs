@@ -1,0 +1,96 @@
+//! How a command reaches the node that lives in a data directory.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint};
+
+use super::failure::{Failure, Kind};
+use super::wire::{
+    chat_client::ChatClient, kv_client::KvClient, mesh_client::MeshClient, node_client::NodeClient,
+    stores_client::StoresClient,
+};
+
+/// A connection to a running node.
+#[derive(Debug, Clone)]
+pub struct Client {
+    channel: Channel,
+}
+
+impl Client {
+    /// Connects to the node in `data`.
+    ///
+    /// # Errors
+    /// [`Kind::NotRunning`] if none runs there; otherwise what the system said.
+    pub async fn connect(data: &Path) -> Result<Self, Failure> {
+        let stream = open(data).await.map_err(|error| unreachable(data, &error))?;
+        // One call may follow another on this connection; it is never made anew, since the node may be another then.
+        let mut stream = Some(TokioIo::new(stream));
+        let connector = tower::service_fn(move |_| {
+            let stream = stream.take().ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionReset));
+            async move { stream }
+        });
+        let channel = Endpoint::from_static("http://lattice").connect_with_connector(connector).await;
+        channel
+            .map(|channel| Self { channel })
+            .map_err(|error| Failure::failed(format!("{}: {error}", crate::config::socket(data).display())))
+    }
+
+    /// The node itself.
+    #[must_use]
+    pub fn node(&self) -> NodeClient<Channel> {
+        NodeClient::new(self.channel.clone())
+    }
+
+    /// The mesh that it is in.
+    #[must_use]
+    pub fn mesh(&self) -> MeshClient<Channel> {
+        MeshClient::new(self.channel.clone())
+    }
+
+    /// The stores.
+    #[must_use]
+    pub fn stores(&self) -> StoresClient<Channel> {
+        StoresClient::new(self.channel.clone())
+    }
+
+    /// Stores of keys.
+    #[must_use]
+    pub fn kv(&self) -> KvClient<Channel> {
+        KvClient::new(self.channel.clone())
+    }
+
+    /// Rooms.
+    #[must_use]
+    pub fn chat(&self) -> ChatClient<Channel> {
+        ChatClient::new(self.channel.clone())
+    }
+}
+
+async fn open(data: &Path) -> io::Result<UnixStream> {
+    let directory = File::open(data)?;
+    UnixStream::connect(format!("/proc/self/fd/{}/control.sock", directory.as_raw_fd())).await
+}
+
+fn unreachable(data: &Path, error: &io::Error) -> Failure {
+    let shown = data.display();
+    #[allow(clippy::wildcard_enum_match_arm, reason = "the kinds of another crate: these are the ones with a remedy")]
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            Failure::new(Kind::NotRunning, format!("no node runs in {shown}")).hint(
+                if data == crate::config::default_data() {
+                    "start it with `lattice up`".to_owned()
+                } else {
+                    format!("start it with `lattice --data {shown} up`")
+                },
+            )
+        }
+        io::ErrorKind::PermissionDenied => Failure::refused(format!("the node in {shown} belongs to another user"))
+            .hint("run the command as that user, or choose another --data"),
+        _ => Failure::failed(format!("{}: {error}", crate::config::socket(data).display())),
+    }
+}

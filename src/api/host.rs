@@ -1,0 +1,96 @@
+//! What the control service needs of the daemon.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::failure::Failure;
+use crate::clock::Millis;
+use crate::ids::{MeshId, NodeId};
+use crate::peers::Peer;
+use crate::replication::membership::Role;
+
+/// A running node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct About {
+    /// The node's id.
+    pub node: NodeId,
+    /// Its name: in the mesh, or what it will propose to one.
+    pub name: String,
+    /// Its data directory.
+    pub data: PathBuf,
+    /// When it started.
+    pub started: Millis,
+    /// Where it listens for other nodes: `address:port`.
+    pub listening: Vec<String>,
+    /// Where the tree is mounted.
+    pub mounts: Vec<PathBuf>,
+    /// What needs a person, a sentence each: a wrong clock, content that could not be published, a damaged store.
+    pub warnings: Vec<String>,
+    /// Forks that were seen: authors who signed two entries for one place.
+    pub forks: u64,
+}
+
+/// The mesh that a node is in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InMesh {
+    /// The mesh.
+    pub id: MeshId,
+    /// Its name.
+    pub name: String,
+    /// This node's role.
+    pub role: Role,
+}
+
+/// How far a join is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Progress {
+    /// What is being done, for people: "looking for a member", "receiving the list of stores".
+    pub doing: String,
+    /// Entries that have come.
+    pub done: u64,
+    /// Entries that have come and that are known to be missing; 0 if unknown.
+    pub total: u64,
+}
+
+/// The daemon, as the control service sees it. Failures carry a sentence and, where something can be done, a hint.
+#[tonic::async_trait]
+pub trait Host: Send + Sync + 'static {
+    /// What this node is and does.
+    fn about(&self) -> About;
+
+    /// The mesh, if it is in one.
+    fn in_mesh(&self) -> Option<InMesh>;
+
+    /// The members as this node sees them, by name; empty without a mesh.
+    fn peers(&self) -> Vec<Peer>;
+
+    /// Founds a mesh. Returns when it is durable.
+    async fn init_mesh(&self, name: String) -> Result<(), Failure>;
+
+    /// Joins the mesh that `token` names. Returns when the root store and the list of stores are here.
+    /// A receiver of `progress` that is gone does not matter.
+    async fn join_mesh(&self, token: String, progress: mpsc::Sender<Progress>) -> Result<(), Failure>;
+
+    /// Leaves the mesh and closes its stores.
+    async fn leave_mesh(&self) -> Result<(), Failure>;
+
+    /// Makes an invite for `uses` nodes and gives its token.
+    async fn invite(&self, role: Role, expires: Duration, uses: u32) -> Result<String, Failure>;
+
+    /// Declares a store; returns when it is open here.
+    async fn create_store(&self, name: String, kind: String) -> Result<(), Failure>;
+
+    /// Deletes a store on all nodes.
+    async fn delete_store(&self, name: String) -> Result<(), Failure>;
+
+    /// Mounts the tree at `path`; returns when the mount answers.
+    async fn mount(&self, path: &Path) -> Result<(), Failure>;
+
+    /// Ends the mount at `path`.
+    async fn unmount(&self, path: &Path) -> Result<(), Failure>;
+
+    /// Begins to stop the daemon; returns at once.
+    fn shutdown(&self);
+}

@@ -1,0 +1,53 @@
+//! The node itself: its state, its mounts, its end.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+
+use super::host::Host;
+use super::wire::{
+    MountReply, MountRequest, ShutdownReply, ShutdownRequest, StatusReply, StatusRequest, UnmountReply, UnmountRequest,
+    node_server::Node,
+};
+
+pub(super) struct Service {
+    pub(super) host: Arc<dyn Host>,
+}
+
+#[tonic::async_trait]
+impl Node for Service {
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
+        let about = self.host.about();
+        let mesh = super::mesh::info(self.host.as_ref());
+        Ok(Response::new(StatusReply {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: about.node.0.to_vec(),
+            name: about.name,
+            data: about.data.display().to_string(),
+            pid: std::process::id(),
+            started: about.started.0,
+            listening: about.listening,
+            mounts: about.mounts.iter().map(|mount| mount.display().to_string()).collect(),
+            mesh,
+            stores: Vec::new(),
+            warnings: about.warnings,
+            forks: about.forks,
+        }))
+    }
+
+    async fn mount(&self, request: Request<MountRequest>) -> Result<Response<MountReply>, Status> {
+        self.host.mount(Path::new(&request.into_inner().path)).await?;
+        Ok(Response::new(MountReply {}))
+    }
+
+    async fn unmount(&self, request: Request<UnmountRequest>) -> Result<Response<UnmountReply>, Status> {
+        self.host.unmount(Path::new(&request.into_inner().path)).await?;
+        Ok(Response::new(UnmountReply {}))
+    }
+
+    async fn shutdown(&self, _: Request<ShutdownRequest>) -> Result<Response<ShutdownReply>, Status> {
+        self.host.shutdown();
+        Ok(Response::new(ShutdownReply { pid: std::process::id() }))
+    }
+}
