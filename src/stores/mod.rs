@@ -1,1 +1,9 @@
-//! What a store means.
+//! What a store means: the kinds of store, their state, and the registry that opens them.
+
+pub mod kv;
+pub mod merge;
+#[cfg(test)]
+mod testing;
+
+pub use kv::Kv;
+pub use merge::Merge;
