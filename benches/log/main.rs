@@ -3,25 +3,29 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a benchmark that can't go on stops with the reason")]
 #![allow(missing_docs, reason = "a program, not a library")]
 
+use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use ed25519_dalek::SigningKey;
+use lattice::blobs::{BlobError, Payloads};
 use lattice::clock::System;
+use lattice::ids::Hash;
 use lattice::ids::{NodeId, StoreId};
 use lattice::replication::entry::Entry;
 use lattice::replication::log::{Log, Origin, Parts, events};
 use lattice::replication::machine::StateMachine;
 use lattice::replication::membership::{Member, Membership, Role};
 use lattice::replication::verify::verify;
-use lattice::stores::kv::{Kind, Machine, Op, Value, payload};
+use lattice::stores::kv::{Kind, Kv, Machine, Op, Value};
 
 const STEP: u64 = 100_000;
 const CACHE: usize = 64 << 20;
 const FRAME: usize = 1_024;
 
-fn open(path: &std::path::Path, n: u8) -> Log {
+fn open(path: &Path, n: u8) -> Log {
     let keys = [1, 2].map(|n| SigningKey::from_bytes(&[n; 32]));
     let members = keys.iter().enumerate().map(|(n, key)| {
         let member = Member { name: n.to_string(), role: Role::Writer, left: false };
@@ -39,30 +43,54 @@ fn open(path: &std::path::Path, n: u8) -> Log {
     Log::open(path, CACHE, parts).unwrap()
 }
 
-fn put(n: u64) -> Vec<u8> {
+/// No value here is large.
+struct NoBlobs;
+
+impl Payloads for NoBlobs {
+    fn add_bytes(&self, _: &[u8]) -> Result<(Hash, u64), BlobError> {
+        unreachable!("no value here is large")
+    }
+
+    fn add_file(&self, _: &Path) -> Result<(Hash, u64), BlobError> {
+        unreachable!("no value here is large")
+    }
+
+    fn open(&self, _: &Hash) -> Result<Option<File>, BlobError> {
+        Ok(None)
+    }
+
+    fn fetch(&self, hash: &Hash, _: u64, waited: Duration) -> Result<File, BlobError> {
+        Err(BlobError::Absent { hash: *hash, waited })
+    }
+}
+
+fn put(n: u64) -> Op {
     // Paths in an order that has nothing to do with the order of writing.
     let name = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    payload(&[Op::Put {
+    Op::Put {
         path: format!("dir{}/{name:016x}", name % 1_000).into_bytes(),
         supersedes: vec![],
         kind: Kind::File,
         mode: 0o644,
         mtime: 0,
         value: Value::Bytes(vec![b'x'; 64]),
-    }])
+    }
 }
 
 fn main() {
     let total: u64 = std::env::args().find_map(|arg| arg.parse().ok()).unwrap_or(1_000_000);
     let dir = tempfile::tempdir().unwrap();
-    let one = open(&dir.path().join("one.redb"), 1);
+    let one = Arc::new(open(&dir.path().join("one.redb"), 1));
+    let kv = Kv::new(one.clone(), Arc::new(NoBlobs));
     let two = open(&dir.path().join("two.redb"), 2);
-    println!("| entries | written/s | included/s | verified/s | included:verified | bytes/entry |\n|---|---|---|---|---|---|");
+    println!(
+        "| entries | written/s | included/s | verified/s | included:verified | bytes/entry |\n|---|---|---|---|---|---|"
+    );
     for start in (0..total).step_by(STEP as usize) {
         let begin = Instant::now();
         let mut staged = 0;
         for n in start..start + STEP {
-            staged = one.submit(&put(n), Origin::Local).unwrap().staged;
+            staged = kv.submit(vec![put(n)], Origin::Local).unwrap().staged;
         }
         one.wait(staged).unwrap();
         let written = STEP as f64 / begin.elapsed().as_secs_f64();
