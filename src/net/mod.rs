@@ -2,6 +2,7 @@
 //!
 //! [`link`] is what the rest of the house speaks to; [`iroh`] is the real network behind it.
 
+pub mod iroh;
 pub mod join;
 pub mod link;
 pub mod ticket;

@@ -1,0 +1,105 @@
+//! Who may connect. It stands in front of every protocol, in both directions, right after the TLS handshake has proven
+//! who the other end is; and it knows all open connections, to close those of a node that is a member no more.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use ::iroh::EndpointAddr;
+use ::iroh::endpoint::{AfterHandshakeOutcome, BeforeConnectOutcome, Connection, EndpointHooks, WeakConnectionHandle};
+use arc_swap::{ArcSwap, ArcSwapOption};
+
+use super::close;
+use crate::ids::NodeId;
+use crate::net::join;
+use crate::replication::membership::{Membership, SharedMembership};
+
+#[derive(Debug)]
+struct Open {
+    peer: NodeId,
+    alpn: Vec<u8>,
+    connection: WeakConnectionHandle,
+}
+
+/// The gate. Shut for all but the join protocol until it is given a membership.
+#[derive(Debug, Default)]
+pub(super) struct Gate {
+    membership: ArcSwapOption<ArcSwap<Membership>>,
+    open: Mutex<BTreeMap<usize, Open>>,
+}
+
+impl Gate {
+    pub(super) fn admits(&self, peer: &NodeId) -> bool {
+        self.membership.load().as_ref().is_some_and(|shared| shared.load().admits(peer))
+    }
+
+    pub(super) fn has_mesh(&self) -> bool {
+        self.membership.load().is_some()
+    }
+
+    /// The membership as it stands, to tell by its address whether it was replaced.
+    pub(super) fn version(&self) -> usize {
+        self.membership.load().as_ref().map_or(0, |shared| std::sync::Arc::as_ptr(&shared.load()).addr())
+    }
+
+    pub(super) fn set(&self, membership: Option<SharedMembership>) {
+        self.membership.store(membership);
+        self.sweep();
+    }
+
+    /// Closes the connections of those who are not members (any more).
+    pub(super) fn sweep(&self) {
+        self.close_where(close::NOT_A_MEMBER, "not a member of this mesh", |peer| !self.admits(peer));
+    }
+
+    /// Closes every connection with a peer that has been found dead, so that each protocol makes a new one.
+    pub(super) fn drop_peer(&self, dead: &NodeId) {
+        self.close_where(close::DEAD, "no answer", |peer| peer == dead);
+    }
+
+    fn close_where(&self, code: u32, reason: &str, condemned: impl Fn(&NodeId) -> bool) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|_, entry| {
+            let Some(connection) = entry.connection.upgrade() else { return false };
+            if entry.alpn != join::ALPN && condemned(&entry.peer) {
+                connection.close(code.into(), reason.as_bytes());
+                return false;
+            }
+            connection.close_reason().is_none()
+        });
+    }
+
+    fn remember(&self, peer: NodeId, connection: &Connection) {
+        let entry = Open { peer, alpn: connection.alpn().to_vec(), connection: connection.weak_handle() };
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|_, entry| entry.connection.upgrade().is_some_and(|known| known.close_reason().is_none()));
+        open.insert(connection.stable_id(), entry);
+    }
+}
+
+/// The gate as the endpoint calls it.
+#[derive(Debug)]
+pub(super) struct Hooks(pub(super) std::sync::Arc<Gate>);
+
+impl EndpointHooks for Hooks {
+    async fn before_connect<'a>(&'a self, to: &'a EndpointAddr, alpn: &'a [u8]) -> BeforeConnectOutcome {
+        if alpn == join::ALPN || self.0.admits(&NodeId(*to.id.as_bytes())) {
+            BeforeConnectOutcome::Accept
+        } else {
+            BeforeConnectOutcome::Reject
+        }
+    }
+
+    async fn after_handshake<'a>(&'a self, connection: &'a Connection) -> AfterHandshakeOutcome {
+        let peer = NodeId(*connection.remote_id().as_bytes());
+        // Remembered first: a change of membership between the two lines would otherwise miss it.
+        self.0.remember(peer, connection);
+        if connection.alpn() == join::ALPN || self.0.admits(&peer) {
+            return AfterHandshakeOutcome::Accept;
+        }
+        tracing::debug!(peer = %peer.short(), "refused: not a member");
+        AfterHandshakeOutcome::Reject {
+            error_code: close::NOT_A_MEMBER.into(),
+            reason: b"not a member of this mesh".to_vec(),
+        }
+    }
+}
