@@ -30,3 +30,33 @@ pub const ORPHANS: usize = 16_384;
 pub const ORPHAN_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 /// Bytes that may be staged and not yet durable before writers wait.
 pub const STAGED_BYTES: usize = 16 * 1024 * 1024;
+/// The bytes of entries put into one frame, about: so that several frames share the credit and none waits for another.
+pub const FRAME_BYTES: usize = CREDIT / 4;
+/// The chains, or the single entries, that one pull may ask for.
+pub const PULL_ITEMS: usize = 1_024;
+/// The authors that a message names at most. A store with more is reconciled by ranges.
+pub const TIPS: usize = 8_192;
+/// Bytes of entries that wait for a missing one, at most, per store.
+pub const ORPHAN_BYTES: usize = 32 * 1024 * 1024;
+/// How many gossip messages one group of durable entries is spread over, at most. More is announced and pulled.
+pub const PUSH_MESSAGES: usize = 8;
+/// Gossip messages that wait to be included, at most, per store. What comes above is dropped, and reconciled later.
+pub const PUSHED_WAITING: usize = 256;
+/// Entries and messages that fail validation before a peer is disconnected.
+pub const FAULTS: u32 = 64;
+/// How long a peer that was disconnected for its faults stays so.
+pub const FAULTS_AGE: Duration = Duration::from_secs(10 * 60);
+/// How often a connection is probed.
+pub const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How long a probed peer may stay silent.
+pub const SILENCE: Duration = Duration::from_secs(2);
+/// The same while much is on its way to the peer, which the probe waits behind.
+pub const SILENCE_BUSY: Duration = Duration::from_secs(15);
+/// How often each peer is asked what it has, about.
+pub const RECONCILE: Duration = Duration::from_secs(30);
+/// How soon a peer is asked after there was something new to agree on.
+pub const RECONCILE_SOON: Duration = Duration::from_secs(2);
+/// How long a pull may stand still before another peer is asked.
+pub const PULL_STALLED: Duration = Duration::from_secs(5);
+/// How long after an entry was found missing its finders ask again.
+pub const ASK_AGAIN: Duration = Duration::from_millis(500);

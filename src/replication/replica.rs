@@ -1,0 +1,597 @@
+//! The protocol, as a pure core: what happened and what time it is go in, what is to be done comes out.
+//!
+//! It keeps no entries and touches no disk, socket or clock. It reads the logs through a [`Shelf`], which shows what
+//! is durable, so nothing else can leave the node. How it goes:
+//!
+//! - On connecting, both ends send [`Message::Hello`] and their fingerprints ([`Message::Status`]). Equal ones end it.
+//!   For each store that differs, each end tells its authors' tips; who lacks something pulls it. The same is begun
+//!   again every half a minute or so, and soon after there was something new.
+//! - Durable local entries are given to gossip whole, or as tips if they are many or large. Pulled ones are announced
+//!   as tips, so that nodes which can't reach the author learn of them.
+//! - What a peer claims to have beyond what is included here is a *claim*. A store has at most one pull under way,
+//!   from the peer with the most to give; a claim that was pulled is dropped, whatever came of it, until it is made
+//!   again. So a peer that claims what it can't give costs one pull each time it says so.
+//!
+//! [`crate::replication::driver`] runs it on real links, the simulation on simulated ones.
+
+mod pull;
+mod push;
+mod snapshot;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+pub use self::snapshot::{PeerStatus, Snapshot, StoreStatus};
+
+use super::ingest::{Batch, Report};
+use super::limits;
+use super::log::{Durable, Fingerprint, Tip};
+use super::message::{Message, PROTOCOL};
+use super::reconcile::{Comparison, Serving, Shelf};
+use crate::clock::Millis;
+use crate::ids::{Hash, MeshId, NodeId, StoreId};
+
+/// Why a connection is ended, as the peer is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closing {
+    /// It speaks another version of the protocol.
+    Protocol,
+    /// It belongs to another mesh.
+    OtherMesh,
+    /// It keeps sending what fails validation.
+    Faults,
+    /// It did not answer.
+    Silent,
+}
+
+impl Closing {
+    /// The code on the wire.
+    #[must_use]
+    pub const fn code(self) -> u32 {
+        match self {
+            Self::Protocol => 1,
+            Self::OtherMesh => 2,
+            Self::Faults => 3,
+            Self::Silent => 4,
+        }
+    }
+
+    /// A sentence.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Protocol => "speaks another version of the sync protocol",
+            Self::OtherMesh => "belongs to another mesh",
+            Self::Faults => "keeps sending what fails validation",
+            Self::Silent => "did not answer a probe",
+        }
+    }
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Input {
+    /// A link is up.
+    Connected {
+        /// With whom.
+        peer: NodeId,
+        /// Where it is.
+        address: Option<String>,
+    },
+    /// A link is down.
+    Lost {
+        /// Whose.
+        peer: NodeId,
+    },
+    /// A frame came.
+    Received {
+        /// From whom.
+        peer: NodeId,
+        /// The frame.
+        frame: Bytes,
+    },
+    /// A gossip message came.
+    Gossip {
+        /// In which store's gossip.
+        store: StoreId,
+        /// Who handed it over.
+        from: NodeId,
+        /// The message.
+        message: Bytes,
+    },
+    /// A peer became a neighbour in a store's gossip.
+    Neighbour {
+        /// Who.
+        peer: NodeId,
+    },
+    /// Gossip was lost: what was missed is to be found out.
+    Missed,
+    /// The machine slept: the time jumped.
+    Woke,
+    /// Entries became durable.
+    Durable(Durable),
+    /// A batch was worked off.
+    Ingested(Report),
+    /// Stores were opened or closed.
+    Stores,
+    /// Time went by.
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Send a frame.
+    Send {
+        /// To whom.
+        peer: NodeId,
+        /// The frame.
+        frame: Bytes,
+    },
+    /// End a link.
+    Close {
+        /// Whose.
+        peer: NodeId,
+        /// Why.
+        why: Closing,
+    },
+    /// Take part in a store's gossip.
+    Subscribe(StoreId),
+    /// No longer take part in it.
+    Unsubscribe(StoreId),
+    /// Give a message to a store's gossip.
+    Broadcast {
+        /// The store.
+        store: StoreId,
+        /// The message.
+        message: Bytes,
+    },
+    /// Give entries to the store's ingest. Each batch is answered by one [`Input::Ingested`].
+    Ingest(Batch),
+    /// Let the store's ingest try again what waits. Answered by one [`Input::Ingested`].
+    Retry(StoreId),
+}
+
+/// Who a replica is.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// This node.
+    pub me: NodeId,
+    /// Its mesh.
+    pub mesh: MeshId,
+    /// Its build, for people.
+    pub build: String,
+    /// For the jitter of timers.
+    pub seed: u64,
+}
+
+struct Peer {
+    /// What it said of itself; until then nothing else is heard.
+    build: Option<String>,
+    address: Option<String>,
+    heard: Millis,
+    /// The probe that is out, and since when.
+    probe: Option<(u64, Millis)>,
+    next_probe: Millis,
+    next_reconcile: Millis,
+    rtt: Option<Duration>,
+    /// Per store and author, the last number that it says it has, where that was more than is here.
+    claims: BTreeMap<StoreId, BTreeMap<NodeId, u64>>,
+    /// Per store, whether its fingerprint was the same at the last exchange.
+    in_step: BTreeMap<StoreId, bool>,
+    serving: BTreeMap<StoreId, Serving>,
+    /// Comparisons of ranges, as begun here or there, with the time of their last use.
+    comparing: BTreeMap<StoreId, (Comparison, Millis)>,
+    compared: BTreeMap<StoreId, (Comparison, Millis)>,
+}
+
+#[derive(Default)]
+struct Store {
+    pull: Option<pull::Pull>,
+    /// Entries to be asked for by hash, per peer that has them.
+    single: BTreeMap<NodeId, Vec<Hash>>,
+    /// Gossip batches given to ingest and not worked off.
+    pushed: usize,
+    /// When to ask for what orphans lack, and whom first.
+    ask: Option<(Millis, NodeId)>,
+    asked: Millis,
+    /// When the first entry held back for its stamp is due.
+    early: Option<Millis>,
+    /// Whether all that some peer claimed has been here.
+    settled: bool,
+    waiting: usize,
+    failed: bool,
+}
+
+/// The protocol's state. See the module.
+pub struct Replica {
+    identity: Identity,
+    peers: BTreeMap<NodeId, Peer>,
+    stores: BTreeMap<StoreId, Store>,
+    faults: BTreeMap<NodeId, (u32, Millis)>,
+    past: BTreeMap<NodeId, PeerStatus>,
+    random: u64,
+    next_id: u64,
+    out: Vec<Output>,
+}
+
+impl std::fmt::Debug for Replica {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Replica").field("me", &self.identity.me).finish_non_exhaustive()
+    }
+}
+
+impl Replica {
+    /// A replica with no links yet. Its first input is [`Input::Stores`].
+    #[must_use]
+    pub fn new(identity: Identity) -> Self {
+        Self {
+            random: identity.seed,
+            next_id: identity.seed,
+            identity,
+            peers: BTreeMap::new(),
+            stores: BTreeMap::new(),
+            faults: BTreeMap::new(),
+            past: BTreeMap::new(),
+            out: Vec::new(),
+        }
+    }
+
+    /// Takes in what happened at `now`, and says what is to be done, in this order.
+    pub fn handle(&mut self, input: Input, now: Millis, shelf: &dyn Shelf) -> Vec<Output> {
+        match input {
+            Input::Connected { peer, address } => self.connected(peer, address, now, shelf),
+            Input::Lost { peer } => self.lost(&peer, now, shelf),
+            Input::Received { peer, frame } => self.received(peer, &frame, now, shelf),
+            Input::Gossip { store, from, message } => self.gossip(store, from, &message, now, shelf),
+            Input::Neighbour { peer } => self.reconcile_by(Some(&peer), now),
+            Input::Missed => self.reconcile_by(None, now),
+            Input::Woke => self.woke(now),
+            Input::Durable(durable) => self.durable(&durable, now),
+            Input::Ingested(report) => self.ingested(report, now, shelf),
+            Input::Stores => self.stores_changed(now, shelf),
+            Input::Tick => {}
+        }
+        self.tick(now, shelf);
+        std::mem::take(&mut self.out)
+    }
+
+    fn send(&mut self, peer: NodeId, message: &Message) {
+        self.out.push(Output::Send { peer, frame: message.encode() });
+    }
+
+    fn jitter(&mut self, around: Duration) -> Duration {
+        // A step of the SplitMix64 generator: spread is all that is asked of it.
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let percent = 75 + ((z ^ (z >> 31)) % 50);
+        around.mul_f64(f64::from(u32::try_from(percent).unwrap_or(100)) / 100.0)
+    }
+
+    fn connected(&mut self, id: NodeId, address: Option<String>, now: Millis, shelf: &dyn Shelf) {
+        self.lost(&id, now, shelf);
+        let recent = self.faults.get(&id).is_some_and(|(_, last)| now.since(*last) < limits::FAULTS_AGE);
+        if !recent {
+            self.faults.remove(&id);
+        }
+        if self.faults.get(&id).is_some_and(|(count, _)| *count >= limits::FAULTS) {
+            self.out.push(Output::Close { peer: id, why: Closing::Faults });
+            return;
+        }
+        let peer = Peer {
+            build: None,
+            address,
+            heard: now,
+            probe: None,
+            next_probe: now.after(limits::HEARTBEAT),
+            next_reconcile: now.after(self.jitter(limits::RECONCILE)),
+            rtt: None,
+            claims: BTreeMap::new(),
+            in_step: BTreeMap::new(),
+            serving: BTreeMap::new(),
+            comparing: BTreeMap::new(),
+            compared: BTreeMap::new(),
+        };
+        self.peers.insert(id, peer);
+        let Identity { mesh, build, .. } = self.identity.clone();
+        self.send(id, &Message::Hello { protocol: PROTOCOL, mesh, build });
+        self.send_status(id, false, shelf);
+    }
+
+    fn lost(&mut self, id: &NodeId, now: Millis, shelf: &dyn Shelf) {
+        let Some(peer) = self.peers.remove(id) else { return };
+        self.past.insert(*id, PeerStatus::past(&peer));
+        let stores: Vec<_> = self.stores.keys().copied().collect();
+        for store in stores {
+            if let Some(state) = self.stores.get_mut(&store) {
+                state.single.remove(id);
+            }
+            self.abandon(&store, id);
+            self.plan(store, now, shelf);
+        }
+    }
+
+    /// Asks a peer, or all, at `at` what they have, unless that is due earlier anyway.
+    fn reconcile_by(&mut self, only: Option<&NodeId>, at: Millis) {
+        for (id, peer) in &mut self.peers {
+            if only.is_none_or(|only| only == id) {
+                peer.next_reconcile = peer.next_reconcile.min(at);
+            }
+        }
+    }
+
+    /// Nobody was silent while this node slept; whether they are still there is to be probed.
+    fn woke(&mut self, now: Millis) {
+        for peer in self.peers.values_mut() {
+            (peer.probe, peer.next_probe, peer.next_reconcile) = (None, now, now);
+        }
+        for store in self.stores.values_mut() {
+            if let Some(pull) = &mut store.pull {
+                pull.touch(now);
+            }
+        }
+    }
+
+    fn send_status(&mut self, peer: NodeId, answer: bool, shelf: &dyn Shelf) {
+        let stores = self.stores.keys().filter_map(|store| Some((*store, shelf.fingerprint(store)?))).collect();
+        self.send(peer, &Message::Status { answer, stores });
+    }
+
+    fn send_tips(&mut self, peer: NodeId, store: StoreId, answer: bool, shelf: &dyn Shelf) {
+        let Some((fingerprint, tips)) = shelf.tips(&store) else { return };
+        let tips: Vec<_> = tips.into_iter().collect();
+        let mut parts = tips.chunks(limits::TIPS);
+        let first = parts.next().unwrap_or_default().to_vec();
+        self.send(peer, &Message::Tips { store, answer, fingerprint, tips: first });
+        for part in parts {
+            self.send(peer, &Message::Tips { store, answer: false, fingerprint, tips: part.to_vec() });
+        }
+    }
+
+    fn fault(&mut self, peer: NodeId, count: u32, now: Millis) {
+        let faults = self.faults.entry(peer).or_insert((0, now));
+        let before = faults.0;
+        *faults = (before.saturating_add(count), now);
+        if faults.0 >= limits::FAULTS && before < limits::FAULTS && self.peers.contains_key(&peer) {
+            tracing::warn!(target: "sync", peer = %peer.short(), "a peer keeps sending what fails validation");
+            self.out.push(Output::Close { peer, why: Closing::Faults });
+        }
+    }
+
+    fn received(&mut self, id: NodeId, frame: &Bytes, now: Millis, shelf: &dyn Shelf) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        peer.heard = now;
+        let known = peer.build.is_some();
+        let message = match Message::decode(frame) {
+            Ok(message) => message,
+            Err(error) => {
+                tracing::debug!(target: "sync", peer = %id.short(), %error, "a frame does not read");
+                return self.fault(id, limits::FAULTS / 4, now);
+            }
+        };
+        match message {
+            Message::Hello { protocol, mesh, build } => self.hello(id, protocol, mesh, build),
+            _ if !known => {}
+            Message::Status { answer, stores } => self.status(id, answer, &stores, shelf),
+            Message::Tips { store, answer, fingerprint, tips } => {
+                if self.stores.contains_key(&store) {
+                    self.tips(id, store, fingerprint, &tips, now, shelf);
+                    if answer {
+                        self.send_tips(id, store, false, shelf);
+                    }
+                }
+            }
+            Message::Pull { store, id: pull, wanted, credit } => {
+                if self.stores.contains_key(&store) {
+                    let serving = Serving::new(store, pull, wanted, credit.min(credit_limit()), shelf);
+                    self.serve(id, store, Some(serving), shelf);
+                }
+            }
+            Message::Credit { store, id: pull, bytes } => {
+                if let Some(serving) = self.peers.get_mut(&id).and_then(|peer| peer.serving.get_mut(&store))
+                    && serving.id() == pull
+                {
+                    serving.grant(bytes);
+                    self.serve(id, store, None, shelf);
+                }
+            }
+            Message::Entries { store, id: pull, last, packed } => {
+                self.entries(id, store, pull, last, packed, now, shelf)
+            }
+            Message::Compare { store, round } => self.compare(id, store, &round, now, shelf),
+            Message::Compared { store, round } => self.compared(id, store, &round, now, shelf),
+            Message::Have { store, hashes } => self.have(id, store, hashes, now, shelf),
+            Message::Ping(nonce) => self.send(id, &Message::Pong(nonce)),
+            Message::Pong(nonce) => {
+                if let Some(peer) = self.peers.get_mut(&id)
+                    && let Some((_, since)) = peer.probe.take_if(|(sent, _)| *sent == nonce)
+                {
+                    peer.rtt = Some(now.since(since));
+                }
+            }
+        }
+    }
+
+    fn hello(&mut self, id: NodeId, protocol: u16, mesh: MeshId, build: String) {
+        if protocol != PROTOCOL {
+            self.out.push(Output::Close { peer: id, why: Closing::Protocol });
+        } else if mesh != self.identity.mesh {
+            self.out.push(Output::Close { peer: id, why: Closing::OtherMesh });
+        } else if let Some(peer) = self.peers.get_mut(&id) {
+            peer.build = Some(build);
+        }
+    }
+
+    fn status(&mut self, id: NodeId, answer: bool, theirs: &[(StoreId, Fingerprint)], shelf: &dyn Shelf) {
+        if answer {
+            self.send_status(id, false, shelf);
+        }
+        for (store, fingerprint) in theirs {
+            let (Some(state), Some(mine)) = (self.stores.get_mut(store), shelf.fingerprint(store)) else { continue };
+            let Some(peer) = self.peers.get_mut(&id) else { return };
+            let equal = mine == *fingerprint;
+            peer.in_step.insert(*store, equal);
+            if equal {
+                peer.claims.remove(store);
+                state.settled = true;
+            } else {
+                self.send_tips(id, *store, false, shelf);
+            }
+        }
+    }
+
+    fn tips(
+        &mut self,
+        id: NodeId,
+        store: StoreId,
+        fingerprint: Fingerprint,
+        theirs: &[(NodeId, Tip)],
+        now: Millis,
+        shelf: &dyn Shelf,
+    ) {
+        let (Some((mine, durable)), Some(included)) = (shelf.tips(&store), shelf.included(&store)) else { return };
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let claims = peer.claims.entry(store).or_default();
+        for (author, tip) in theirs {
+            if included.get(author).is_none_or(|mine| mine.seq < tip.seq) {
+                let claim = claims.entry(*author).or_default();
+                *claim = (*claim).max(tip.seq);
+            }
+        }
+        if claims.is_empty() {
+            peer.claims.remove(&store);
+            if let Some(state) = self.stores.get_mut(&store)
+                && state.pull.is_none()
+            {
+                state.settled = true;
+            }
+        }
+        // The same tips over different sets: a fork, or damage. Only ranges can tell. One end begins.
+        let same = durable.len() == theirs.len()
+            && theirs.iter().all(|(author, tip)| durable.get(author).is_some_and(|mine| mine.seq == tip.seq));
+        if same && mine != fingerprint && self.identity.me < id {
+            self.begin_comparison(id, store, now, shelf);
+        }
+        self.plan(store, now, shelf);
+    }
+
+    fn stores_changed(&mut self, now: Millis, shelf: &dyn Shelf) {
+        let open = shelf.stores();
+        let gone: Vec<_> = self.stores.keys().filter(|store| !open.contains(store)).copied().collect();
+        for store in gone {
+            self.stores.remove(&store);
+            for peer in self.peers.values_mut() {
+                peer.claims.remove(&store);
+                peer.in_step.remove(&store);
+                peer.serving.remove(&store);
+                peer.comparing.remove(&store);
+                peer.compared.remove(&store);
+            }
+            self.out.push(Output::Unsubscribe(store));
+        }
+        for store in open {
+            if !self.stores.contains_key(&store) {
+                self.stores.insert(store, Store::default());
+                self.out.push(Output::Subscribe(store));
+                self.reconcile_by(None, now);
+            }
+        }
+    }
+
+    /// When [`Input::Tick`] is due at the latest.
+    #[must_use]
+    pub fn wake_at(&self) -> Millis {
+        let peers = self.peers.values().map(|peer| {
+            let silent = peer.probe.map_or(Millis(u64::MAX), |(_, since)| since.after(peer.patience()));
+            peer.next_probe.min(peer.next_reconcile).min(silent)
+        });
+        let stores = self.stores.values().flat_map(|store| {
+            let stalled = store.pull.as_ref().and_then(pull::Pull::stalls_at);
+            [stalled, store.ask.map(|(at, _)| at), store.early].into_iter().flatten()
+        });
+        peers.chain(stores).min().unwrap_or(Millis(u64::MAX))
+    }
+
+    fn tick(&mut self, now: Millis, shelf: &dyn Shelf) {
+        if self.wake_at() > now {
+            return;
+        }
+        let ids: Vec<_> = self.peers.keys().copied().collect();
+        for id in ids {
+            self.tick_peer(id, now, shelf);
+        }
+        let stores: Vec<_> = self.stores.keys().copied().collect();
+        for store in stores {
+            self.tick_store(store, now, shelf);
+        }
+    }
+
+    fn tick_peer(&mut self, id: NodeId, now: Millis, shelf: &dyn Shelf) {
+        let reconcile = self.jitter(limits::RECONCILE);
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        peer.compared.retain(|_, (_, used)| now.since(*used) < limits::RECONCILE);
+        peer.comparing.retain(|_, (_, used)| now.since(*used) < limits::RECONCILE);
+        if let Some((_, since)) = peer.probe
+            && now.since(since) >= peer.patience()
+        {
+            let heard = peer.heard > since;
+            peer.probe = None;
+            if !heard {
+                self.out.push(Output::Close { peer: id, why: Closing::Silent });
+                return;
+            }
+        }
+        let mut send = Vec::new();
+        if now >= peer.next_probe {
+            peer.next_probe = now.after(limits::HEARTBEAT);
+            if peer.probe.is_none() {
+                self.next_id += 1;
+                peer.probe = Some((self.next_id, now));
+                send.push(Message::Ping(self.next_id));
+            }
+        }
+        let due = now >= peer.next_reconcile;
+        if due {
+            peer.next_reconcile = now.after(reconcile);
+        }
+        for message in send {
+            self.send(id, &message);
+        }
+        if due {
+            self.send_status(id, true, shelf);
+        }
+    }
+
+    fn tick_store(&mut self, store: StoreId, now: Millis, shelf: &dyn Shelf) {
+        let Some(state) = self.stores.get_mut(&store) else { return };
+        if state.early.is_some_and(|due| due <= now) {
+            state.early = None;
+            self.out.push(Output::Retry(store));
+        }
+        if let Some(peer) = state.pull.as_ref().filter(|pull| pull.stalls_at().is_some_and(|at| at <= now)) {
+            let peer = peer.peer;
+            tracing::debug!(target: "sync", peer = %peer.short(), store = %store.short(), "a pull stands still");
+            self.abandon(&store, &peer);
+            if let Some(peer) = self.peers.get_mut(&peer) {
+                peer.claims.remove(&store);
+            }
+            self.plan(store, now, shelf);
+        }
+        self.ask(store, now, shelf);
+    }
+}
+
+impl Peer {
+    /// How long it may stay silent: longer while a probe waits behind what it asked for.
+    fn patience(&self) -> Duration {
+        if self.serving.values().any(|serving| !serving.done()) { limits::SILENCE_BUSY } else { limits::SILENCE }
+    }
+}
+
+fn credit_limit() -> u32 {
+    u32::try_from(limits::CREDIT).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,79 @@
+//! What a replica reads, out of real logs.
+
+use std::sync::Arc;
+
+use super::database::{Flow, Result, View};
+use super::entry::Entry;
+use super::log::{Fingerprint, Log};
+use super::reconcile::{Shelf, Tips};
+use crate::clock::Hlc;
+use crate::ids::{Hash, NodeId, StoreId};
+
+/// Who has the open logs of a mesh.
+pub trait Logs: Send + Sync + 'static {
+    /// All of them, the root store's first.
+    fn logs(&self) -> Vec<Arc<Log>>;
+
+    /// One of them.
+    fn log(&self, store: &StoreId) -> Option<Arc<Log>>;
+}
+
+/// A [`Shelf`] over logs. What can't be read is logged and answered as not there.
+pub struct LogShelf<'a>(pub &'a dyn Logs);
+
+impl std::fmt::Debug for LogShelf<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LogShelf").finish_non_exhaustive()
+    }
+}
+
+impl LogShelf<'_> {
+    fn durable<T>(&self, store: &StoreId, read: impl FnOnce(&Log, &View<'_>) -> Result<T>) -> Option<T> {
+        let log = self.0.log(store)?;
+        or_absent(store, log.database().durable().and_then(|view| read(&log, &view)))
+    }
+}
+
+fn or_absent<T>(store: &StoreId, read: Result<T>) -> Option<T> {
+    read.inspect_err(|error| tracing::error!(target: "sync", store = %store.short(), %error, "a store can't be read"))
+        .ok()
+}
+
+impl Shelf for LogShelf<'_> {
+    fn stores(&self) -> Vec<StoreId> {
+        self.0.logs().iter().map(|log| log.store()).collect()
+    }
+
+    fn fingerprint(&self, store: &StoreId) -> Option<Fingerprint> {
+        self.durable(store, |log, view| log.fingerprint(view))
+    }
+
+    fn tips(&self, store: &StoreId) -> Option<(Fingerprint, Tips)> {
+        self.durable(store, |log, view| Ok((log.fingerprint(view)?, log.tips(view)?)))
+    }
+
+    fn included(&self, store: &StoreId) -> Option<Tips> {
+        let log = self.0.log(store)?;
+        or_absent(store, log.database().view().and_then(|view| log.tips(&view)))
+    }
+
+    fn chain(&self, store: &StoreId, author: &NodeId, from: u64, limit: usize) -> Vec<Entry> {
+        self.durable(store, |log, view| log.chain(view, author, from, limit)).unwrap_or_default()
+    }
+
+    fn entry(&self, store: &StoreId, hash: &Hash) -> Option<Entry> {
+        self.durable(store, |log, view| log.get(view, hash)).flatten()
+    }
+
+    fn items(&self, store: &StoreId) -> Vec<(Hlc, Hash)> {
+        let mut items = Vec::new();
+        let read = self.durable(store, |log, view| {
+            log.order(view, (Hlc(0), Hash([0; 32])), false, &mut |hlc, hash| {
+                items.push((hlc, hash));
+                Flow::Continue(())
+            })
+        });
+        // Half a list would look like a set that lacks the rest.
+        if read.is_some() { items } else { Vec::new() }
+    }
+}
