@@ -1,9 +1,13 @@
 //! Large values, on iroh-blobs: import, fetch, open.
 
+mod fetch;
+mod store;
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use self::store::{Blobs, Wanted};
 use crate::ids::Hash;
 
 /// What can go wrong with a large value.
