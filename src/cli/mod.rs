@@ -1,1 +1,206 @@
-//! The `lattice` command: one file a noun.
+//! The `lattice` command: one file a noun. Speaks to a running node through the control service alone.
+
+mod chat;
+mod config;
+mod conflicts;
+mod json;
+mod kv;
+mod log;
+mod mesh;
+mod node;
+mod output;
+mod peers;
+mod progress;
+mod store;
+mod up;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::api::{Client, Failure};
+use output::Output;
+
+const EXAMPLES: &str = "\
+Examples:
+  lattice up ~/mesh                  start this machine's node and mount the mesh
+  lattice mesh init                  found a mesh
+  lattice mesh invite                print a token; on another machine:
+  lattice mesh join TOKEN            join the mesh that made it
+  echo hello > ~/mesh/stores/home/keys/greeting
+  lattice status
+
+Exit codes:
+  0  done
+  1  something broke: the disk, a bug
+  2  the command or a setting was not understood
+  3  no node runs in the data directory
+  4  what was named is not there
+  5  refused: not allowed, or it does not fit the present state
+  6  another machine did not answer; trying again may help";
+
+/// A peer-to-peer mesh of replicated stores, mounted as a directory.
+#[derive(Debug, Parser)]
+#[command(name = "lattice", version, after_help = EXAMPLES, max_term_width = 110)]
+struct Lattice {
+    /// The node's data directory: one directory, one node [default: ~/.local/share/lattice]
+    #[arg(long, global = true, env = "LATTICE_DATA", hide_env_values = true, value_name = "DIR")]
+    data: Option<PathBuf>,
+
+    /// Print JSON: lists as one array, streams as one object a line; errors too, on stderr
+    #[arg(long, global = true)]
+    json: bool,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Up(up::Up),
+    Down(node::Down),
+    Status(node::Status),
+    #[command(subcommand)]
+    Mesh(mesh::Mesh),
+    Peers(peers::Peers),
+    #[command(subcommand)]
+    Store(store::Store),
+    #[command(subcommand)]
+    Kv(kv::Kv),
+    Conflicts(conflicts::Conflicts),
+    Log(log::Log),
+    #[command(subcommand)]
+    Chat(chat::Chat),
+    Config(config::Config),
+}
+
+/// What every command is given.
+struct Context {
+    /// The node's data directory, absolute.
+    data: PathBuf,
+    /// Whether the directory was named, by flag or variable.
+    named: bool,
+    output: Output,
+}
+
+impl Context {
+    async fn client(&self) -> Result<Client, Failure> {
+        Client::connect(&self.data).await
+    }
+
+    /// A `lattice` command as the user would have to type it for this node.
+    fn typed(&self, command: &str) -> String {
+        if self.named && std::env::var_os("LATTICE_DATA").is_none() {
+            format!("lattice --data {} {command}", self.data.display())
+        } else {
+            format!("lattice {command}")
+        }
+    }
+}
+
+/// Why a command ends.
+enum End {
+    /// It failed.
+    Failed(Failure),
+    /// Nobody reads what it prints any more.
+    Unread,
+}
+
+impl<F: Into<Failure>> From<F> for End {
+    fn from(failure: F) -> Self {
+        Self::Failed(failure.into())
+    }
+}
+
+type Ended = Result<(), End>;
+
+/// Runs the command that the process's arguments give.
+#[must_use]
+pub fn main() -> ExitCode {
+    // Before any thread: the offset is not told to a process of several.
+    let output = Output::new();
+    let lattice = match Lattice::try_parse() {
+        Ok(lattice) => lattice,
+        Err(error) => {
+            // A help text that nobody reads is no failure.
+            error.print().ok();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let output = output.json(lattice.json);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let ended = match runtime {
+        Ok(runtime) => {
+            let ended = runtime.block_on(run(lattice, output.clone()));
+            // A read of stdin that is still under way must not hold the end up.
+            runtime.shutdown_background();
+            ended
+        }
+        Err(error) => Err(Failure::failed(error).into()),
+    };
+    match ended {
+        Ok(()) | Err(End::Unread) => ExitCode::SUCCESS,
+        Err(End::Failed(failure)) => {
+            output.failure(&failure);
+            ExitCode::from(failure.kind.exit_code())
+        }
+    }
+}
+
+async fn run(lattice: Lattice, output: Output) -> Ended {
+    let named = lattice.data.is_some();
+    let data = lattice.data.unwrap_or_else(crate::config::default_data);
+    let data = std::path::absolute(&data).map_err(|error| {
+        Failure::new(crate::api::Kind::Usage, format!("{}: {error}", data.display()))
+    })?;
+    let context = Context { data, named, output };
+    match lattice.command {
+        Command::Up(up) => up.run(&context).await,
+        Command::Down(down) => down.run(&context).await,
+        Command::Status(status) => status.run(&context).await,
+        Command::Mesh(mesh) => mesh.run(&context).await,
+        Command::Peers(peers) => peers.run(&context).await,
+        Command::Store(store) => store.run(&context).await,
+        Command::Kv(kv) => kv.run(&context).await,
+        Command::Conflicts(conflicts) => conflicts.run(&context).await,
+        Command::Log(log) => log.run(&context).await,
+        Command::Chat(chat) => chat.run(&context).await,
+        Command::Config(config) => config.run(&context),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_commands_are_well_formed_and_each_says_what_it_does() {
+        fn each(command: &clap::Command) {
+            assert!(command.get_about().is_some(), "{} says nothing of itself", command.get_name());
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {} says nothing", command.get_name(), argument.get_id());
+            }
+            command.get_subcommands().for_each(each);
+        }
+        let command = Lattice::command();
+        command.clone().debug_assert();
+        each(&command);
+    }
+
+    #[test]
+    fn each_command_that_does_one_thing_shows_an_example() {
+        fn each(command: &clap::Command, path: &str) {
+            let path = format!("{path}{}", command.get_name());
+            if command.has_subcommands() {
+                command.get_subcommands().for_each(|below| each(below, &format!("{path} ")));
+            } else {
+                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains(&format!("\n  {path}")), "`{path}` shows no example of itself");
+            }
+        }
+        each(&Lattice::command(), "");
+    }
+}

@@ -1,0 +1,128 @@
+//! `lattice chat`: rooms, without the mount.
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::output::{escaped, hex};
+use super::{Context, Ended};
+use crate::api::wire::{PostRequest, ReadRequest, RoomsRequest};
+use crate::api::{Failure, Kind};
+
+/// Post to rooms, and read them
+#[derive(Debug, Subcommand)]
+pub(super) enum Chat {
+    Post(Post),
+    Ls(Ls),
+    Watch(Watch),
+}
+
+const POST: &str = "\
+Examples:
+  lattice chat post lobby 'good morning'
+  lattice chat post lobby 'and to you' --reply 3fa9
+  lattice chat post lobby 👍 --react 3fa9
+
+The first message to a new name opens the room.";
+
+/// Post a message, a reply or a reaction
+#[derive(Debug, Args)]
+#[command(after_help = POST)]
+pub(super) struct Post {
+    /// The room
+    room: String,
+    /// The text, or the emoji of a reaction
+    text: String,
+    /// The message that is answered, by the id that the room shows
+    #[arg(long, value_name = "ID", conflicts_with = "react")]
+    reply: Option<String>,
+    /// The message that is reacted to, by the id that the room shows
+    #[arg(long, value_name = "ID")]
+    react: Option<String>,
+}
+
+const LS: &str = "\
+Examples:
+  lattice chat ls
+  lattice chat ls lobby
+  lattice chat ls lobby -n 20";
+
+/// List the rooms, or print one
+#[derive(Debug, Args)]
+#[command(after_help = LS)]
+pub(super) struct Ls {
+    /// The room
+    room: Option<String>,
+    /// Only the last N messages
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 0, hide_default_value = true, requires = "room")]
+    last: u32,
+}
+
+const WATCH: &str = "\
+Examples:
+  lattice chat watch lobby
+  lattice chat watch lobby -n 0      only what comes";
+
+/// Print a room and what comes
+#[derive(Debug, Args)]
+#[command(after_help = WATCH)]
+pub(super) struct Watch {
+    /// The room
+    room: String,
+    /// Begin with the last N messages [default: all]
+    #[arg(long, short = 'n', value_name = "N")]
+    last: Option<u32>,
+}
+
+impl Chat {
+    pub(super) async fn run(self, context: &Context) -> Ended {
+        match self {
+            Self::Post(post) => post.run(context).await,
+            Self::Ls(ls) => ls.run(context).await,
+            Self::Watch(watch) => watch.run(context).await,
+        }
+    }
+}
+
+impl Post {
+    async fn run(self, context: &Context) -> Ended {
+        let react = self.react.is_some();
+        let to = self.react.or(self.reply).unwrap_or_default();
+        let request = PostRequest { room: self.room, text: self.text, to, react };
+        let reply = context.client().await?.chat().post(request).await?.into_inner();
+        context.output.either(&json!({"hash": hex(&reply.hash)}), "")
+    }
+}
+
+impl Ls {
+    async fn run(self, context: &Context) -> Ended {
+        if let Some(room) = self.room {
+            return read(context, ReadRequest { room, last: self.last, follow: false, new_only: false }).await;
+        }
+        let rooms = context.client().await?.chat().rooms(RoomsRequest {}).await?.into_inner().rooms;
+        if context.output.is_json() {
+            return context.output.value(&rooms.into());
+        }
+        rooms.iter().try_for_each(|room| context.output.line(escaped(room.as_bytes())))
+    }
+}
+
+impl Watch {
+    async fn run(self, context: &Context) -> Ended {
+        let new_only = self.last == Some(0);
+        let request = ReadRequest { room: self.room, last: self.last.unwrap_or(0), follow: true, new_only };
+        read(context, request).await?;
+        Err(Failure::new(Kind::Unavailable, "the node stopped").into())
+    }
+}
+
+async fn read(context: &Context, request: ReadRequest) -> Ended {
+    let room = request.room.clone();
+    let mut parts = context.client().await?.chat().read(request).await?.into_inner();
+    while let Some(part) = parts.message().await? {
+        for line in part.lines {
+            let line = escaped(line.as_bytes());
+            context.output.either(&json!({"room": room, "line": line}), &line)?;
+        }
+    }
+    Ok(())
+}

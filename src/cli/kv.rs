@@ -1,0 +1,337 @@
+//! `lattice kv`: the keys of a store, without the mount.
+
+use std::ffi::OsString;
+use std::io::{IsTerminal, Read, Write};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::output::{escaped, size, utc};
+use super::progress::Progress;
+use super::{Context, Ended, json};
+use crate::api::wire::{DeleteRequest, GetPart, GetRequest, Head, Key, ListRequest, PutPart, WatchRequest};
+use crate::api::{Failure, Kind};
+use crate::clock::Hlc;
+
+/// Read, write, list and watch keys
+#[derive(Debug, Subcommand)]
+pub(super) enum Kv {
+    Get(Get),
+    Put(Put),
+    Delete(Delete),
+    List(List),
+    Watch(Watch),
+}
+
+#[derive(Debug, Args)]
+struct Store {
+    /// The store
+    #[arg(long, short, default_value = "home", value_name = "NAME")]
+    store: String,
+}
+
+const GET: &str = "\
+Examples:
+  lattice kv get notes/today
+  lattice kv get --store photos 2026/cat.jpg > cat.jpg
+  lattice kv get notes/today --head 3fa9        one of several heads: `lattice conflicts` lists them
+
+Without --head it is the value that the mount shows.";
+
+/// Print a key's value
+#[derive(Debug, Args)]
+#[command(after_help = GET)]
+pub(super) struct Get {
+    /// The key's path
+    path: OsString,
+    #[command(flatten)]
+    store: Store,
+    /// The head whose hash begins so
+    #[arg(long, default_value = "", value_name = "HASH", hide_default_value = true)]
+    head: String,
+}
+
+const PUT: &str = "\
+Examples:
+  lattice kv put notes/today 'buy bread'
+  date | lattice kv put notes/now
+  lattice kv put photos/cat.jpg --file cat.jpg
+
+Returns when the value is on this machine's disk. Supersedes all heads that the key has here.";
+
+/// Write a key's value
+#[derive(Debug, Args)]
+#[command(after_help = PUT)]
+pub(super) struct Put {
+    /// The key's path
+    path: OsString,
+    /// The value [default: what stdin gives]
+    #[arg(conflicts_with = "file")]
+    value: Option<OsString>,
+    /// The file that holds the value
+    #[arg(long, short, value_name = "FILE")]
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    store: Store,
+}
+
+const DELETE: &str = "\
+Examples:
+  lattice kv delete notes/today";
+
+/// Delete a key
+#[derive(Debug, Args)]
+#[command(after_help = DELETE)]
+pub(super) struct Delete {
+    /// The key's path
+    path: OsString,
+    #[command(flatten)]
+    store: Store,
+}
+
+const LIST: &str = "\
+Examples:
+  lattice kv list
+  lattice kv list notes/
+  lattice kv list --long --store photos
+  lattice kv list --json | jq -r 'select(.heads | length > 1) | .path'";
+
+/// List keys in the order of their paths
+#[derive(Debug, Args)]
+#[command(after_help = LIST)]
+pub(super) struct List {
+    /// Only keys that begin with it
+    #[arg(default_value = "", hide_default_value = true)]
+    prefix: OsString,
+    /// With kind, mode, size, time and author
+    #[arg(long, short)]
+    long: bool,
+    #[command(flatten)]
+    store: Store,
+}
+
+const WATCH: &str = "\
+Examples:
+  lattice kv watch
+  lattice kv watch notes/ --json | while read -r change; do echo \"$change\"; done
+
+Goes on until it is stopped. `heads` means that only what lies beside the shown value changed: a conflict came or went.";
+
+/// Print changes as they come
+#[derive(Debug, Args)]
+#[command(after_help = WATCH)]
+pub(super) struct Watch {
+    /// Only keys that begin with it
+    #[arg(default_value = "", hide_default_value = true)]
+    prefix: OsString,
+    #[command(flatten)]
+    store: Store,
+}
+
+/// How much of a value is sent at once.
+const PART: usize = 256 * 1024;
+
+impl Kv {
+    pub(super) async fn run(self, context: &Context) -> Ended {
+        match self {
+            Self::Get(get) => get.run(context).await,
+            Self::Put(put) => put.run(context).await,
+            Self::Delete(delete) => delete.run(context).await,
+            Self::List(list) => list.run(context).await,
+            Self::Watch(watch) => watch.run(context).await,
+        }
+    }
+}
+
+impl Get {
+    async fn run(self, context: &Context) -> Ended {
+        let request = GetRequest { store: self.store.store, path: self.path.into_vec(), head: self.head };
+        let mut parts = context.client().await?.kv().get(request).await?.into_inner();
+        let first = parts.message().await?;
+        let key = first.and_then(|first: GetPart| first.key).unwrap_or_default();
+        let total = key.heads.first().map_or(0, |head| head.size);
+        let mut whole = Vec::new();
+        let mut done = 0;
+        let mut progress = Progress::new(&context.output);
+        while let Some(part) = parts.message().await? {
+            done += part.data.len() as u64;
+            if context.output.is_json() {
+                whole.extend(part.data);
+            } else {
+                context.output.raw(&part.data)?;
+                if !std::io::stdout().is_terminal() {
+                    progress.say("reading", &format!("{} of {}", size(done), size(total)));
+                }
+            }
+        }
+        drop(progress);
+        if context.output.is_json() {
+            return context.output.value(&with_value(json::key(&key), whole));
+        }
+        Ok(())
+    }
+}
+
+fn with_value(mut key: Value, value: Vec<u8>) -> Value {
+    match String::from_utf8(value) {
+        Ok(text) => key["value"] = text.into(),
+        Err(bytes) => key["value_base64"] = data_encoding::BASE64.encode(bytes.as_bytes()).into(),
+    }
+    key
+}
+
+impl Put {
+    async fn run(self, context: &Context) -> Ended {
+        let path = self.path.into_vec();
+        let shown = escaped(&path);
+        let (mut source, total): (Box<dyn Read + Send>, u64) = match (self.value, self.file) {
+            (Some(value), _) => {
+                let value = value.into_vec();
+                let total = value.len() as u64;
+                (Box::new(std::io::Cursor::new(value)), total)
+            }
+            (None, Some(file)) => {
+                let at = |error| Failure::failed(format!("{}: {error}", file.display()));
+                let opened = std::fs::File::open(&file).map_err(at)?;
+                let total = opened.metadata().map_err(at)?.len();
+                (Box::new(opened), total)
+            }
+            (None, None) => (Box::new(std::io::stdin()), 0),
+        };
+        let mut client = context.client().await?.kv();
+        let (parts, stream) = mpsc::channel(4);
+        let (told, mut sent) = mpsc::unbounded_channel();
+        let first = PutPart { store: self.store.store, path, mode: 0, data: Vec::new() };
+        let read = tokio::task::spawn_blocking(move || {
+            let mut part = first;
+            loop {
+                let more = source.by_ref().take(PART as u64).read_to_end(&mut part.data)?;
+                // Both are gone only when the call has ended, whose own failure is told.
+                if (more > 0 || !part.path.is_empty()) && parts.blocking_send(part).is_err() || more == 0 {
+                    return Ok::<_, std::io::Error>(());
+                }
+                told.send(more as u64).ok();
+                part = PutPart::default();
+            }
+        });
+        let mut progress = Progress::new(&context.output);
+        let call = client.put(ReceiverStream::new(stream));
+        let mut call = std::pin::pin!(call);
+        let mut done = 0;
+        let reply = loop {
+            tokio::select! {
+                reply = call.as_mut() => break reply?.into_inner(),
+                Some(more) = sent.recv() => {
+                    done += more;
+                    let how_far = if total == 0 { size(done) } else { format!("{} of {}", size(done), size(total)) };
+                    progress.say("writing", &how_far);
+                }
+            }
+        };
+        drop(progress);
+        read.await.map_err(Failure::failed)?.map_err(|error| Failure::failed(format!("the value: {error}")))?;
+        let hash = super::output::hex(&reply.hash);
+        context.output.either(&json!({"path": shown, "hash": hash, "size": reply.size}), "")
+    }
+}
+
+impl Delete {
+    async fn run(self, context: &Context) -> Ended {
+        let path = self.path.into_vec();
+        let shown = escaped(&path);
+        let request = DeleteRequest { store: self.store.store, path };
+        let reply = context.client().await?.kv().delete(request).await?.into_inner();
+        context.output.either(&json!({"path": shown, "hash": super::output::hex(&reply.hash)}), "")
+    }
+}
+
+impl List {
+    async fn run(self, context: &Context) -> Ended {
+        let request = ListRequest { store: self.store.store, prefix: self.prefix.into_vec() };
+        let mut keys = context.client().await?.kv().list(request).await?.into_inner();
+        let mut lines = std::io::BufWriter::new(Lines(context));
+        while let Some(key) = keys.message().await? {
+            let mut line = if context.output.is_json() {
+                json::key(&key).to_string().into_bytes()
+            } else if self.long {
+                long(&key, context)
+            } else {
+                context.output.shown(&key.path)
+            };
+            line.push(b'\n');
+            if lines.write_all(&line).is_err() {
+                return Err(super::End::Unread);
+            }
+        }
+        lines.flush().map_err(|_| super::End::Unread)
+    }
+}
+
+/// Standard output for many small lines.
+struct Lines<'a>(&'a Context);
+
+impl Write for Lines<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match self.0.output.raw(bytes) {
+            Ok(()) => Ok(bytes.len()),
+            Err(_) => Err(std::io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn long(key: &Key, context: &Context) -> Vec<u8> {
+    let Some(head) = key.heads.first() else { return context.output.shown(&key.path) };
+    let more = if key.heads.len() > 1 { format!("  [{} heads]", key.heads.len()) } else { String::new() };
+    let mut line = described(head, context).into_bytes();
+    line.extend(b"  ");
+    line.extend(context.output.shown(&key.path));
+    line.extend(more.into_bytes());
+    line
+}
+
+/// A head in columns, for people.
+pub(super) fn described(head: &Head, context: &Context) -> String {
+    format!(
+        "{:<9}  {:04o}  {:>10}  {}  {}  {}",
+        head.kind,
+        head.mode,
+        size(head.size),
+        context.output.time(Hlc(head.hlc).millis().0),
+        super::output::short(&head.hash),
+        escaped(head.author_name.as_bytes()),
+    )
+}
+
+impl Watch {
+    async fn run(self, context: &Context) -> Ended {
+        let request = WatchRequest { store: self.store.store.clone(), prefix: self.prefix.into_vec() };
+        let mut changes = context.client().await?.kv().watch(request).await?.into_inner();
+        while let Some(change) = changes.message().await? {
+            if change.what.is_empty() {
+                context.output.note(format!("watching {}; ctrl-c ends it", self.store.store));
+            } else if context.output.is_json() {
+                context.output.value(&json::change(&change))?;
+            } else {
+                let time = if context.output.is_json() {
+                    utc(Hlc(change.hlc).millis().0)
+                } else {
+                    context.output.time(Hlc(change.hlc).millis().0)
+                };
+                let author = escaped(change.author_name.as_bytes());
+                let mut line = format!("{time}  {author}  {}  ", change.what).into_bytes();
+                line.extend(context.output.shown(&change.path));
+                line.push(b'\n');
+                context.output.raw(&line)?;
+            }
+        }
+        Err(Failure::new(Kind::Unavailable, "the node stopped").into())
+    }
+}

@@ -1,0 +1,213 @@
+//! `lattice mesh`: founding, inviting, joining, leaving.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::output::{escaped, short};
+use super::progress::Progress;
+use super::{Context, Ended, json};
+use crate::api::wire::{InitRequest, InviteRequest, JoinRequest, LeaveRequest, MeshInfo, StatusRequest};
+use crate::api::Failure;
+
+/// Found, join and leave a mesh
+#[derive(Debug, Subcommand)]
+pub(super) enum Mesh {
+    Init(Init),
+    Invite(Invite),
+    Join(Join),
+    Leave(Leave),
+    Status(Status),
+}
+
+const INIT: &str = "\
+Examples:
+  lattice mesh init
+  lattice mesh init family
+
+The mesh begins with a store of keys named `home` and one for rooms named `chat`.";
+
+/// Found a mesh, with this node as its first member
+#[derive(Debug, Args)]
+#[command(after_help = INIT)]
+pub(super) struct Init {
+    /// What the mesh is called
+    #[arg(default_value = "mesh")]
+    name: String,
+}
+
+const INVITE: &str = "\
+Examples:
+  lattice mesh invite                           for one node, for a day
+  lattice mesh invite --role reader --uses 10 --expires 7d
+  token=$(lattice mesh invite)
+
+Whoever has the token can join: send it as you would send a password. A node of the mesh must be reachable when it
+is used.";
+
+/// Print a token with which another node can join
+#[derive(Debug, Args)]
+#[command(after_help = INVITE)]
+pub(super) struct Invite {
+    /// What the new member may do: reader, writer, or admin (who may invite)
+    #[arg(long, default_value = "writer", value_name = "ROLE")]
+    role: String,
+    /// For how long the token can be used: 90s, 30m, 24h, 7d
+    #[arg(long, default_value = "24h", value_name = "TIME", value_parser = duration)]
+    expires: Duration,
+    /// How many nodes may use it
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    uses: u32,
+}
+
+const JOIN: &str = "\
+Examples:
+  lattice mesh join TOKEN
+
+Returns when the members and the list of stores are here; what the stores hold follows by itself.";
+
+/// Join the mesh that a token is for
+#[derive(Debug, Args)]
+#[command(after_help = JOIN)]
+pub(super) struct Join {
+    /// What `lattice mesh invite` printed
+    token: String,
+}
+
+const LEAVE: &str = "\
+Examples:
+  lattice mesh leave
+
+The others keep what this node wrote. This node keeps its stores' files in its data directory, closed.";
+
+/// Leave the mesh
+#[derive(Debug, Args)]
+#[command(after_help = LEAVE)]
+pub(super) struct Leave {}
+
+const STATUS: &str = "\
+Examples:
+  lattice mesh status
+  lattice mesh status --json";
+
+/// Show the mesh that this node is in
+#[derive(Debug, Args)]
+#[command(after_help = STATUS)]
+pub(super) struct Status {}
+
+impl Mesh {
+    pub(super) async fn run(self, context: &Context) -> Ended {
+        match self {
+            Self::Init(init) => init.run(context).await,
+            Self::Invite(invite) => invite.run(context).await,
+            Self::Join(join) => join.run(context).await,
+            Self::Leave(leave) => leave.run(context).await,
+            Self::Status(status) => status.run(context).await,
+        }
+    }
+}
+
+fn described(mesh: &MeshInfo) -> String {
+    let name = escaped(mesh.name.as_bytes());
+    let (id, role, members, online) = (short(&mesh.id), &mesh.role, mesh.members, mesh.online);
+    format!("{name} ({id}): role {role}, {members} members, {online} others online")
+}
+
+fn no_answer() -> Failure {
+    Failure::failed("the node's answer broke off").hint("see `lattice status`")
+}
+
+impl Init {
+    async fn run(self, context: &Context) -> Ended {
+        let reply = context.client().await?.mesh().init(InitRequest { name: self.name }).await?.into_inner();
+        let mesh = reply.mesh.ok_or_else(no_answer)?;
+        context.output.either(&json::mesh(&mesh), format!("founded {}", described(&mesh)))?;
+        context.output.note(format!("another node joins with what `{}` prints", context.typed("mesh invite")));
+        Ok(())
+    }
+}
+
+impl Invite {
+    async fn run(self, context: &Context) -> Ended {
+        let Self { role, expires, uses } = self;
+        let request = InviteRequest { role: role.clone(), expires: expires.as_secs(), uses };
+        let token = context.client().await?.mesh().invite(request).await?.into_inner().token;
+        context.output.either(
+            &json!({"token": token, "role": role, "expires_s": expires.as_secs(), "uses": uses}),
+            &token,
+        )
+    }
+}
+
+impl Join {
+    async fn run(self, context: &Context) -> Ended {
+        let mut client = context.client().await?.mesh();
+        let mut progress = Progress::new(&context.output);
+        let mut steps = client.join(JoinRequest { token: self.token }).await?.into_inner();
+        let mut mesh = None;
+        while let Some(step) = steps.message().await? {
+            mesh = step.mesh;
+            let how_far = match (step.done, step.total) {
+                (0, 0) => String::new(),
+                (done, 0) => format!("{done} entries"),
+                (done, total) => format!("{done} of {total} entries"),
+            };
+            if !step.doing.is_empty() {
+                progress.say(&step.doing, &how_far);
+            }
+        }
+        drop(progress);
+        let mesh = mesh.ok_or_else(no_answer)?;
+        context.output.either(&json::mesh(&mesh), format!("joined {}", described(&mesh)))
+    }
+}
+
+impl Leave {
+    async fn run(self, context: &Context) -> Ended {
+        let Self {} = self;
+        context.client().await?.mesh().leave(LeaveRequest {}).await?;
+        context.output.either(&json!({"left": true}), "left the mesh")
+    }
+}
+
+impl Status {
+    async fn run(self, context: &Context) -> Ended {
+        let Self {} = self;
+        let status = context.client().await?.node().status(StatusRequest {}).await?.into_inner();
+        let Some(mesh) = status.mesh else {
+            return Err(Failure::refused("this node is in no mesh")
+                .hint(format!("`{}` or `{}`", context.typed("mesh init"), context.typed("mesh join TOKEN")))
+                .into());
+        };
+        context.output.either(&json::mesh(&mesh), described(&mesh))
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "a time is meant, such as 90s, 30m, 24h or 7d".to_owned();
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match &text[digits.len()..] {
+        "s" => 1,
+        "m" => 60,
+        "h" => 60 * 60,
+        "d" => 24 * 60 * 60,
+        _ => return Err(wrong()),
+    };
+    let count: u64 = digits.parse().map_err(|_| wrong())?;
+    count.checked_mul(unit).map(Duration::from_secs).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_has_a_number_and_a_unit() {
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("7d"), Ok(Duration::from_secs(604_800)));
+        for wrong in ["", "7", "d", "7w", "-1h", "99999999999999999999s", "18446744073709551615d"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+}

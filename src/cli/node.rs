@@ -1,0 +1,123 @@
+//! `lattice status` and `lattice down`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::json;
+
+use super::output::{absolute, ago, escaped, hex, short};
+use super::progress::Progress;
+use super::{Context, Ended, json, store};
+use crate::api::wire::{ShutdownRequest, StatusReply, StatusRequest, UnmountRequest};
+use crate::api::{Failure, Kind};
+use crate::clock::{Clock, System, monotonic};
+use crate::config::in_use;
+
+const STATUS: &str = "\
+Examples:
+  lattice status
+  lattice --data /srv/node2 status
+  lattice status --json | jq .mesh.online";
+
+/// Show this node: where it is mounted, its mesh, its stores, and what needs a person
+#[derive(Debug, Args)]
+#[command(after_help = STATUS)]
+pub(super) struct Status {}
+
+impl Status {
+    pub(super) async fn run(self, context: &Context) -> Ended {
+        let Self {} = self;
+        let status = context.client().await?.node().status(StatusRequest {}).await?.into_inner();
+        if context.output.is_json() {
+            return context.output.value(&json::status(&status));
+        }
+        context.output.line(summary(&status, context))?;
+        if !status.stores.is_empty() {
+            context.output.line("")?;
+            store::table(context, &status.stores)?;
+        }
+        for warning in &status.warnings {
+            context.output.line(format!("\nwarning: {}", escaped(warning.as_bytes())))?;
+        }
+        Ok(())
+    }
+}
+
+fn summary(status: &StatusReply, context: &Context) -> String {
+    let none = |list: &[String], word: &str| if list.is_empty() { word.to_owned() } else { list.join(", ") };
+    let mesh = status.mesh.as_ref().map_or_else(
+        || format!("none: `{}` or `{}`", context.typed("mesh init"), context.typed("mesh join TOKEN")),
+        |mesh| {
+            let name = escaped(mesh.name.as_bytes());
+            let id = short(&mesh.id);
+            format!("{name} ({id}), role {}, {} members, {} others online", mesh.role, mesh.members, mesh.online)
+        },
+    );
+    let forks = if status.forks == 0 { String::new() } else { format!("\nforks      {}", status.forks) };
+    format!(
+        "node       {} ({}), lattice {}, process {}, started {}\ndata       {}\nlistening  {}\nmounted    {}\nmesh       {mesh}{forks}",
+        escaped(status.name.as_bytes()),
+        hex(&status.node),
+        status.version,
+        status.pid,
+        ago(System.now().0, status.started),
+        status.data,
+        none(&status.listening, "nowhere"),
+        none(&status.mounts, "nowhere"),
+    )
+}
+
+const DOWN: &str = "\
+Examples:
+  lattice down               stop the node and end its mounts
+  lattice down ~/mesh        end this mount; the node goes on";
+
+/// How long a node may take to stop before this command gives up waiting.
+const PATIENCE: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(10);
+
+/// Stop this node: what is written becomes durable, mounts end
+#[derive(Debug, Args)]
+#[command(after_help = DOWN)]
+pub(super) struct Down {
+    /// End only this mount
+    #[arg(value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+impl Down {
+    pub(super) async fn run(self, context: &Context) -> Ended {
+        let client = match context.client().await {
+            Ok(client) => client,
+            Err(failure) if failure.kind == Kind::NotRunning && self.dir.is_none() => {
+                return context.output.either(&json!({"stopped": false}), failure.message);
+            }
+            Err(failure) => return Err(failure.into()),
+        };
+        if let Some(dir) = self.dir {
+            let path = absolute(&dir)?.display().to_string();
+            client.node().unmount(UnmountRequest { path: path.clone() }).await?;
+            return context.output.either(&json!({"unmounted": path}), format!("unmounted {path}"));
+        }
+        let pid = client.node().shutdown(ShutdownRequest {}).await?.into_inner().pid;
+        drop(client);
+        wait_until_free(context, pid).await?;
+        context.output.either(&json!({"stopped": true, "pid": pid}), "stopped")
+    }
+}
+
+/// Waits until the daemon has let go of the data directory.
+pub(super) async fn wait_until_free(context: &Context, pid: u32) -> Result<(), Failure> {
+    let mut progress = Progress::new(&context.output);
+    let began = monotonic();
+    while in_use(&context.data).is_some() {
+        if monotonic().duration_since(began) > PATIENCE {
+            return Err(Failure::failed(format!("the node was told to stop, and process {pid} still runs after {PATIENCE:?}"))
+                .hint(format!("see {}", crate::config::log_file(&context.data).display())));
+        }
+        progress.say("waiting for the node to stop", "");
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
+}

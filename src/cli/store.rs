@@ -1,0 +1,209 @@
+//! `lattice store`: declaring and deleting stores.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::json;
+
+use super::output::{escaped, hex, size};
+use super::{Context, Ended, json};
+use crate::api::wire::{self, CreateRequest, DeleteStoreRequest, StoresRequest};
+use crate::api::{Failure, Kind};
+
+/// Declare, list and delete the stores of the mesh
+#[derive(Debug, Subcommand)]
+pub(super) enum Store {
+    Create(Create),
+    List(List),
+    Status(Status),
+    Delete(Delete),
+}
+
+/// What a store holds.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Type {
+    /// Keys with values: files and directories
+    Kv,
+    /// Rooms with messages
+    Chat,
+}
+
+const CREATE: &str = "\
+Examples:
+  lattice store create photos
+  lattice store create talk --kind chat";
+
+/// Declare a store: every member opens it
+#[derive(Debug, Args)]
+#[command(after_help = CREATE)]
+pub(super) struct Create {
+    /// The store's name: a directory's name under stores/
+    name: String,
+    /// What it holds
+    #[arg(long, value_enum, default_value = "kv")]
+    kind: Type,
+}
+
+const LIST: &str = "\
+Examples:
+  lattice store list
+  lattice store list --json | jq -r .[].name";
+
+/// List the stores
+#[derive(Debug, Args)]
+#[command(after_help = LIST)]
+pub(super) struct List {}
+
+const STATUS: &str = "\
+Examples:
+  lattice store status
+  lattice store status home";
+
+/// Show a store's counts, or all stores'
+#[derive(Debug, Args)]
+#[command(after_help = STATUS)]
+pub(super) struct Status {
+    /// The store's name
+    name: Option<String>,
+}
+
+const DELETE: &str = "\
+Examples:
+  lattice store delete photos
+  lattice store delete photos --yes     without asking
+
+Every member closes the store. Its files stay in the data directories.";
+
+/// Delete a store on every node
+#[derive(Debug, Args)]
+#[command(after_help = DELETE)]
+pub(super) struct Delete {
+    /// The store's name
+    name: String,
+    /// Don't ask
+    #[arg(long, short)]
+    yes: bool,
+}
+
+impl Store {
+    pub(super) async fn run(self, context: &Context) -> Ended {
+        match self {
+            Self::Create(create) => create.run(context).await,
+            Self::List(list) => list.run(context).await,
+            Self::Status(status) => status.run(context).await,
+            Self::Delete(delete) => delete.run(context).await,
+        }
+    }
+}
+
+async fn stores(context: &Context) -> Result<Vec<wire::Store>, Failure> {
+    Ok(context.client().await?.stores().list(StoresRequest {}).await?.into_inner().stores)
+}
+
+impl Create {
+    async fn run(self, context: &Context) -> Ended {
+        let kind = match self.kind {
+            Type::Kv => "kv",
+            Type::Chat => "chat",
+        };
+        let request = CreateRequest { name: self.name.clone(), kind: kind.into() };
+        let store = context.client().await?.stores().create(request).await?.into_inner().store.unwrap_or_default();
+        context.output.either(&json::store(&store), format!("created {}", escaped(store.name.as_bytes())))
+    }
+}
+
+impl List {
+    async fn run(self, context: &Context) -> Ended {
+        let Self {} = self;
+        let stores = stores(context).await?;
+        if context.output.is_json() {
+            return context.output.value(&stores.iter().map(json::store).collect());
+        }
+        table(context, &stores)
+    }
+}
+
+impl Status {
+    async fn run(self, context: &Context) -> Ended {
+        let stores = stores(context).await?;
+        let Some(name) = self.name else {
+            return if context.output.is_json() {
+                context.output.value(&stores.iter().map(json::store).collect())
+            } else {
+                stores.iter().try_for_each(|store| context.output.line(described(store)))
+            };
+        };
+        let Some(store) = stores.iter().find(|store| store.name == name) else {
+            return Err(Failure::not_found(format!("there is no store '{name}'"))
+                .hint(format!("`{}` names them", context.typed("store list")))
+                .into());
+        };
+        context.output.either(&json::store(store), described(store))
+    }
+}
+
+impl Delete {
+    async fn run(self, context: &Context) -> Ended {
+        if !self.yes && !confirmed(&self.name) {
+            return Err(Failure::new(Kind::Refused, format!("'{}' was not deleted", self.name))
+                .hint("say y, or give --yes")
+                .into());
+        }
+        let request = DeleteStoreRequest { name: self.name.clone() };
+        context.client().await?.stores().delete(request).await?;
+        context.output.either(&json!({"deleted": self.name}), format!("deleted {}", self.name))
+    }
+}
+
+fn confirmed(name: &str) -> bool {
+    if !io::stdin().is_terminal() {
+        return false;
+    }
+    let mut answer = String::new();
+    let asked = write!(io::stderr(), "Delete the store '{name}' on every node? [y/N] ");
+    asked.and_then(|()| io::stdin().lock().read_line(&mut answer)).is_ok()
+        && ["y", "yes"].contains(&answer.trim().to_lowercase().as_str())
+}
+
+fn described(store: &wire::Store) -> String {
+    let mut text = format!(
+        "{}\n  kind       {}\n  id         {}\n  entries    {}\n  keys       {}\n  conflicts  {}\n  file       {}\n  blobs      {}",
+        escaped(store.name.as_bytes()),
+        store.kind,
+        hex(&store.id),
+        store.entries,
+        store.keys,
+        store.conflicts,
+        size(store.bytes),
+        if store.missing_blobs == 0 { "all here".into() } else { format!("{} not here yet", store.missing_blobs) },
+    );
+    if let Some(damaged) = &store.damaged {
+        text.push_str("\n  damaged    ");
+        text.push_str(&escaped(damaged.as_bytes()));
+    }
+    text
+}
+
+/// Prints the stores, a line each.
+pub(super) fn table(context: &Context, stores: &[wire::Store]) -> Ended {
+    let rows: Vec<_> = stores
+        .iter()
+        .map(|store| {
+            let state = match (&store.damaged, store.missing_blobs) {
+                (Some(_), _) => "damaged".to_owned(),
+                (None, 0) => "ok".to_owned(),
+                (None, missing) => format!("{missing} blobs to come"),
+            };
+            [
+                escaped(store.name.as_bytes()),
+                store.kind.clone(),
+                store.entries.to_string(),
+                store.keys.to_string(),
+                store.conflicts.to_string(),
+                size(store.bytes),
+                state,
+            ]
+        })
+        .collect();
+    context.output.table(["STORE", "KIND", "ENTRIES", "KEYS", "CONFLICTS", "FILE", "STATE"], &rows)
+}

@@ -1,0 +1,249 @@
+//! `lattice up`: a running node and a mount that answers.
+
+use std::fs::{DirBuilder, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+use super::node::wait_until_free;
+use super::output::absolute;
+use super::progress::Progress;
+use super::{Context, Ended};
+use crate::api::wire::{MountRequest, ShutdownRequest, StatusRequest};
+use crate::api::{Client, Failure, Kind};
+use crate::clock::monotonic;
+use crate::config::{Flags, Settings, in_use, log_file};
+
+const EXAMPLES: &str = "\
+Examples:
+  lattice up                                 mount at ~/mesh
+  lattice up /srv/mesh --listen 0.0.0.0:7000
+  lattice --data /srv/node2 up /srv/mesh2    a second node on this machine
+  lattice up /srv/mesh --foreground          for a service manager
+  lattice up --no-mount                      a node without a mount
+
+The first start makes the data directory and this node's identity in it.";
+
+/// Start this node if it does not run, and mount the mesh
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Up {
+    /// Where to mount: an empty directory [default: the setting `mount`, or ~/mesh, which is made if need be]
+    #[arg(value_name = "DIR", conflicts_with = "no_mount")]
+    dir: Option<PathBuf>,
+    /// Start without a mount
+    #[arg(long)]
+    no_mount: bool,
+    /// Stay in the foreground until SIGTERM or ctrl-c; log to stderr
+    #[arg(long)]
+    foreground: bool,
+    /// The address for other nodes [default: 0.0.0.0 and a port that is chosen once and kept]
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<String>,
+    /// What this node proposes to be called in a mesh [default: the host's name]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+}
+
+/// How long a daemon may take from its start to its first answer.
+const PATIENCE: Duration = Duration::from_secs(120);
+const POLL: Duration = Duration::from_millis(10);
+/// How much of the end of the daemon's log is looked at for why it ended.
+const LOG_TAIL: usize = 2_000;
+
+impl Up {
+    pub(super) async fn run(self, context: &Context) -> Ended {
+        let flags: Flags = [("listen", &self.listen), ("name", &self.name)]
+            .into_iter()
+            .filter_map(|(name, value)| value.clone().map(|value| (name, value)))
+            .collect();
+        let settings = Settings::load(&context.data, &flags)?;
+        let mount = self.mount_point(&settings)?;
+        if self.foreground {
+            return Err(foreground(context, &flags, mount.as_deref()).into());
+        }
+        let (client, started) = running(context, &flags).await?;
+        if let Some(mount) = &mount
+            && let Err(failure) = mounted(&client, mount, context).await
+        {
+            if started {
+                stop(client, context).await?;
+            }
+            return Err(failure.into());
+        }
+        if !started && !flags.is_empty() {
+            let restart = format!("`{}`, then up again", context.typed("down"));
+            context.output.note(format!("the node ran already: --listen and --name count from its next start: {restart}"));
+        }
+        report(client, mount.as_deref(), started, context).await
+    }
+
+    fn mount_point(&self, settings: &Settings) -> Result<Option<PathBuf>, Failure> {
+        match &self.dir {
+            _ if self.no_mount => Ok(None),
+            Some(dir) => absolute(dir).map(Some),
+            None => {
+                let mount = absolute(&settings.mount)?;
+                // A dead mount is there and can't be made; the node clears it.
+                match std::fs::create_dir(&mount) {
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                        Err(Failure::failed(format!("{}: {error}", mount.display()))
+                            .hint("make the directory above it, or name another: lattice up DIR"))
+                    }
+                    _ => Ok(Some(mount)),
+                }
+            }
+        }
+    }
+}
+
+async fn report(client: Client, mount: Option<&Path>, started: bool, context: &Context) -> Ended {
+    let status = client.node().status(StatusRequest {}).await?.into_inner();
+    let said = match (mount, started) {
+        (Some(mount), _) => format!("mounted at {}", mount.display()),
+        (None, true) => "started".into(),
+        (None, false) => "running already".into(),
+    };
+    context.output.either(
+        &json!({"mount": mount.map(|mount| mount.display().to_string()), "started": started, "pid": status.pid,
+            "data": status.data, "listening": status.listening, "mesh": status.mesh.is_some()}),
+        said,
+    )?;
+    if status.mesh.is_none() {
+        let (init, join) = (context.typed("mesh init"), context.typed("mesh join TOKEN"));
+        context.output.note(format!("this node is in no mesh yet: `{init}` or `{join}`"));
+    }
+    Ok(())
+}
+
+async fn mounted(client: &Client, mount: &Path, context: &Context) -> Result<(), Failure> {
+    let Some(path) = mount.to_str() else {
+        return Err(Failure::new(Kind::Usage, "the mount point's path is no UTF-8").hint("choose another"));
+    };
+    let mut progress = Progress::new(&context.output);
+    progress.say("mounting", "");
+    client.node().mount(MountRequest { path: path.into() }).await?;
+    Ok(())
+}
+
+/// Ends the daemon that this command started for a mount that did not come to be.
+async fn stop(client: Client, context: &Context) -> Result<(), Failure> {
+    let pid = client.node().shutdown(ShutdownRequest {}).await?.into_inner().pid;
+    drop(client);
+    wait_until_free(context, pid).await
+}
+
+/// The daemon's program: beside this one, or else on the PATH.
+fn latticed() -> PathBuf {
+    let beside = std::env::current_exe().ok().map(|exe| exe.with_file_name("latticed"));
+    beside.filter(|path| path.is_file()).unwrap_or_else(|| "latticed".into())
+}
+
+fn arguments(context: &Context, flags: &Flags) -> Vec<std::ffi::OsString> {
+    let mut arguments = vec!["--data".into(), context.data.clone().into()];
+    for (name, value) in flags {
+        arguments.extend([format!("--{name}").into(), value.into()]);
+    }
+    arguments
+}
+
+fn cannot_run(program: &Path, error: &std::io::Error) -> Failure {
+    Failure::failed(format!("{}: {error}", program.display()))
+        .hint("`latticed` is installed beside `lattice`, or somewhere on the PATH")
+}
+
+/// Becomes the daemon. Returns only if that fails.
+fn foreground(context: &Context, flags: &Flags, mount: Option<&Path>) -> Failure {
+    let program = latticed();
+    let mut command = std::process::Command::new(&program);
+    command.args(arguments(context, flags));
+    if let Some(mount) = mount {
+        command.arg("--mount").arg(mount);
+    }
+    cannot_run(&program, &command.exec())
+}
+
+/// A client of the running node, and whether it was started for this.
+async fn running(context: &Context, flags: &Flags) -> Result<(Client, bool), Failure> {
+    let began = monotonic();
+    let mut progress = Progress::new(&context.output);
+    loop {
+        match context.client().await {
+            Ok(client) => return Ok((client, false)),
+            Err(failure) if failure.kind != Kind::NotRunning => return Err(failure),
+            Err(_) if in_use(&context.data).is_none() => {
+                start(context, flags).await?;
+                return Ok((context.client().await?, true));
+            }
+            // It starts or stops just now.
+            Err(failure) if monotonic().duration_since(began) > PATIENCE => return Err(failure),
+            Err(_) => {
+                progress.say("waiting for the node that has the data directory", "");
+                tokio::time::sleep(POLL).await;
+            }
+        }
+    }
+}
+
+async fn start(context: &Context, flags: &Flags) -> Result<(), Failure> {
+    let program = latticed();
+    let log = log_to(&context.data)?;
+    let mut command = tokio::process::Command::new(&program);
+    command.args(arguments(context, flags)).arg("--report");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+    let mut child = command.spawn().map_err(|error| cannot_run(&program, &error))?;
+    let mut progress = Progress::new(&context.output);
+    let mut lines = child.stdout.take().map(|stdout| BufReader::new(stdout).lines());
+    let report = async {
+        match &mut lines {
+            Some(lines) => lines.next_line().await.ok().flatten(),
+            None => None,
+        }
+    };
+    let mut report = std::pin::pin!(tokio::time::timeout(PATIENCE, report));
+    let report = loop {
+        tokio::select! {
+            report = report.as_mut() => break report,
+            () = tokio::time::sleep(Duration::from_millis(100)) => progress.say("starting the node", ""),
+        }
+    };
+    drop(progress);
+    let see = format!("see {}", log_file(&context.data).display());
+    let Ok(report) = report else {
+        return Err(Failure::failed(format!("the node did not start within {PATIENCE:?}")).hint(see));
+    };
+    let report: Value = report.as_deref().and_then(|report| serde_json::from_str(report).ok()).unwrap_or_default();
+    if report["ready"] == true {
+        return Ok(());
+    }
+    if let Some(message) = report["error"].as_str() {
+        let failure = Failure::new(Kind::named(report["kind"].as_str().unwrap_or_default()), message);
+        return Err(Failure { hint: report["hint"].as_str().map(str::to_owned), ..failure });
+    }
+    let ended = child.wait().await.map(|status| status.to_string()).unwrap_or_default();
+    let last = last_words(&context.data);
+    Err(Failure::failed(format!("the node ended while it started ({ended}){last}")).hint(see))
+}
+
+fn log_to(data: &Path) -> Result<std::fs::File, Failure> {
+    let path = log_file(data);
+    let open = || {
+        DirBuilder::new().recursive(true).mode(0o700).create(data)?;
+        OpenOptions::new().create(true).append(true).mode(0o600).open(&path)
+    };
+    open().map_err(|error| {
+        Failure::failed(format!("{}: {error}", path.display())).hint("name a data directory that you may write: --data DIR")
+    })
+}
+
+fn last_words(data: &Path) -> String {
+    let log = std::fs::read(log_file(data)).unwrap_or_default();
+    let tail = String::from_utf8_lossy(&log[log.len().saturating_sub(LOG_TAIL)..]).into_owned();
+    tail.lines().last().map(|line| format!(": {line}")).unwrap_or_default()
+}
