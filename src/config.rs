@@ -201,7 +201,9 @@ impl Settings {
             listen: parsed(&given, "listen", listen)?,
             name: parsed(&given, "name", node_name)?,
             mount: parsed(&given, "mount", mount)?,
-            mdns: parsed(&given, "mdns", |text| text.parse().map_err(|_| "either true or false is meant".to_owned()))?,
+            mdns: parsed(&given, "mdns", |text| {
+                text.parse().map_err(|_not: std::str::ParseBoolError| "either true or false is meant".to_owned())
+            })?,
             relays: parsed(&given, "relays", relays)?,
             dns: parsed(&given, "dns", |text| Ok((!text.is_empty()).then(|| text.to_owned())))?,
             log: parsed(&given, "log", |text| Ok(text.to_owned()))?,
@@ -246,9 +248,9 @@ fn listen(text: &str) -> Result<SocketAddr, String> {
     if let Ok(address) = text.parse() {
         return Ok(address);
     }
-    text.parse()
-        .map(|ip| SocketAddr::new(ip, 0))
-        .map_err(|_| "an address and a port are meant, such as 0.0.0.0:7000 or [::]:7000".into())
+    text.parse().map(|ip| SocketAddr::new(ip, 0)).map_err(|_not: std::net::AddrParseError| {
+        "an address and a port are meant, such as 0.0.0.0:7000 or [::]:7000".into()
+    })
 }
 
 fn node_name(text: &str) -> Result<String, String> {

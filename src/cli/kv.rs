@@ -1,7 +1,7 @@
 //! `lattice kv`: the keys of a store, without the mount.
 
 use std::ffi::OsString;
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Read};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::output::{escaped, size, utc};
+use super::output::{escaped, size};
 use super::progress::Progress;
 use super::{Context, Ended, json};
 use crate::api::wire::{DeleteRequest, GetPart, GetRequest, Head, Key, ListRequest, PutPart, WatchRequest};
@@ -134,6 +134,8 @@ pub(super) struct Watch {
 
 /// How much of a value is sent at once.
 const PART: usize = 256 * 1024;
+/// How many bytes of lines are gathered before they are printed.
+const LINES: usize = 32 * 1024;
 
 impl Kv {
     pub(super) async fn run(self, context: &Context) -> Ended {
@@ -253,37 +255,22 @@ impl List {
     async fn run(self, context: &Context) -> Ended {
         let request = ListRequest { store: self.store.store, prefix: self.prefix.into_vec() };
         let mut keys = context.client().await?.kv().list(request).await?.into_inner();
-        let mut lines = std::io::BufWriter::new(Lines(context));
+        let mut lines = Vec::new();
         while let Some(key) = keys.message().await? {
-            let mut line = if context.output.is_json() {
-                json::key(&key).to_string().into_bytes()
+            if context.output.is_json() {
+                lines.extend(json::key(&key).to_string().into_bytes());
             } else if self.long {
-                long(&key, context)
+                lines.extend(long(&key, context));
             } else {
-                context.output.shown(&key.path)
-            };
-            line.push(b'\n');
-            if lines.write_all(&line).is_err() {
-                return Err(super::End::Unread);
+                lines.extend(context.output.shown(&key.path));
+            }
+            lines.push(b'\n');
+            if lines.len() >= LINES {
+                context.output.raw(&lines)?;
+                lines.clear();
             }
         }
-        lines.flush().map_err(|_| super::End::Unread)
-    }
-}
-
-/// Standard output for many small lines.
-struct Lines<'a>(&'a Context);
-
-impl Write for Lines<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        match self.0.output.raw(bytes) {
-            Ok(()) => Ok(bytes.len()),
-            Err(_) => Err(std::io::ErrorKind::BrokenPipe.into()),
-        }
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
+        context.output.raw(&lines)
     }
 }
 
@@ -320,11 +307,7 @@ impl Watch {
             } else if context.output.is_json() {
                 context.output.value(&json::change(&change))?;
             } else {
-                let time = if context.output.is_json() {
-                    utc(Hlc(change.hlc).millis().0)
-                } else {
-                    context.output.time(Hlc(change.hlc).millis().0)
-                };
+                let time = context.output.time(Hlc(change.hlc).millis().0);
                 let author = escaped(change.author_name.as_bytes());
                 let mut line = format!("{time}  {author}  {}  ", change.what).into_bytes();
                 line.extend(context.output.shown(&change.path));

@@ -8,8 +8,8 @@ use serde_json::json;
 use super::output::{escaped, short};
 use super::progress::Progress;
 use super::{Context, Ended, json};
-use crate::api::wire::{InitRequest, InviteRequest, JoinRequest, LeaveRequest, MeshInfo, StatusRequest};
 use crate::api::Failure;
+use crate::api::wire::{InitRequest, InviteRequest, JoinRequest, LeaveRequest, MeshInfo, StatusRequest};
 
 /// Found, join and leave a mesh
 #[derive(Debug, Subcommand)]
@@ -133,10 +133,9 @@ impl Invite {
         let Self { role, expires, uses } = self;
         let request = InviteRequest { role: role.clone(), expires: expires.as_secs(), uses };
         let token = context.client().await?.mesh().invite(request).await?.into_inner().token;
-        context.output.either(
-            &json!({"token": token, "role": role, "expires_s": expires.as_secs(), "uses": uses}),
-            &token,
-        )
+        context
+            .output
+            .either(&json!({"token": token, "role": role, "expires_s": expires.as_secs(), "uses": uses}), &token)
     }
 }
 
@@ -194,7 +193,7 @@ fn duration(text: &str) -> Result<Duration, String> {
         "d" => 24 * 60 * 60,
         _ => return Err(wrong()),
     };
-    let count: u64 = digits.parse().map_err(|_| wrong())?;
+    let count: u64 = digits.parse().ok().ok_or_else(wrong)?;
     count.checked_mul(unit).map(Duration::from_secs).ok_or_else(wrong)
 }
 

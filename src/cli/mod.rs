@@ -151,9 +151,8 @@ pub fn main() -> ExitCode {
 async fn run(lattice: Lattice, output: Output) -> Ended {
     let named = lattice.data.is_some();
     let data = lattice.data.unwrap_or_else(crate::config::default_data);
-    let data = std::path::absolute(&data).map_err(|error| {
-        Failure::new(crate::api::Kind::Usage, format!("{}: {error}", data.display()))
-    })?;
+    let data = std::path::absolute(&data)
+        .map_err(|error| Failure::new(crate::api::Kind::Usage, format!("{}: {error}", data.display())))?;
     let context = Context { data, named, output };
     match lattice.command {
         Command::Up(up) => up.run(&context).await,

@@ -113,8 +113,10 @@ pub(super) async fn wait_until_free(context: &Context, pid: u32) -> Result<(), F
     let began = monotonic();
     while in_use(&context.data).is_some() {
         if monotonic().duration_since(began) > PATIENCE {
-            return Err(Failure::failed(format!("the node was told to stop, and process {pid} still runs after {PATIENCE:?}"))
-                .hint(format!("see {}", crate::config::log_file(&context.data).display())));
+            return Err(Failure::failed(format!(
+                "the node was told to stop, and process {pid} still runs after {PATIENCE:?}"
+            ))
+            .hint(format!("see {}", crate::config::log_file(&context.data).display())));
         }
         progress.say("waiting for the node to stop", "");
         tokio::time::sleep(POLL).await;

@@ -79,7 +79,9 @@ impl Up {
         }
         if !started && !flags.is_empty() {
             let restart = format!("`{}`, then up again", context.typed("down"));
-            context.output.note(format!("the node ran already: --listen and --name count from its next start: {restart}"));
+            context
+                .output
+                .note(format!("the node ran already: --listen and --name count from its next start: {restart}"));
         }
         report(client, mount.as_deref(), started, context).await
     }
@@ -238,7 +240,8 @@ fn log_to(data: &Path) -> Result<std::fs::File, Failure> {
         OpenOptions::new().create(true).append(true).mode(0o600).open(&path)
     };
     open().map_err(|error| {
-        Failure::failed(format!("{}: {error}", path.display())).hint("name a data directory that you may write: --data DIR")
+        Failure::failed(format!("{}: {error}", path.display()))
+            .hint("name a data directory that you may write: --data DIR")
     })
 }
 
