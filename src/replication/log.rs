@@ -43,7 +43,8 @@ const ORDER: Table = "order";
 const TIPS: Table = "tips";
 const FRONTIER: Table = "frontier";
 const META: Table = "meta";
-const NOOPS: Table = "noops";
+/// Why entries did nothing, by hash. Only the root store's machine, whose judgement of an entry may change, writes it itself.
+pub(crate) const NOOPS: Table = "noops";
 const WANTED: Table = "wanted";
 
 const COUNT: &[u8] = b"count";

@@ -2,8 +2,10 @@
 
 pub mod kv;
 pub mod merge;
+pub mod root;
 #[cfg(test)]
 mod testing;
 
 pub use kv::Kv;
 pub use merge::Merge;
+pub use root::Root;

@@ -1,0 +1,262 @@
+//! The payload of a root entry: protobuf, version 1.
+//!
+//! ```text
+//! message Payload { uint32 version = 1; repeated Operation operations = 2; }
+//! message Operation { oneof action { Genesis genesis = 1; AddMember add_member = 2; Invite invite = 3; Redeem redeem = 4;
+//!                     CreateStore create_store = 5; DeleteStore delete_store = 6; SetName set_name = 7; Leave leave = 8; } }
+//! message Genesis     { bytes salt = 1; string name = 2; }
+//! message AddMember   { bytes node = 1; string name = 2; uint32 role = 3; }
+//! message Invite      { bytes id = 1; uint32 role = 2; uint64 expires = 3; uint32 uses = 4; }
+//! message Redeem      { bytes invite = 1; bytes signature = 2; bytes node = 3; string name = 4; }
+//! message CreateStore { string name = 1; string kind = 2; }
+//! message DeleteStore { bytes id = 1; }
+//! message SetName     { string name = 1; }
+//! message Leave       { }
+//! ```
+//!
+//! `role` is 1 reader, 2 writer, 3 admin; `expires` is in milliseconds since the Unix epoch.
+
+use prost::Message;
+
+use super::redeem::Redeem;
+use crate::clock::Millis;
+use crate::ids::{Hash, NodeId, StoreId};
+use crate::replication::membership::Role;
+
+const VERSION: u32 = 1;
+
+/// An operation on the mesh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Founds the mesh; only in its first entry.
+    Genesis {
+        /// Random bytes that only members know: topics are derived from it.
+        salt: [u8; 32],
+        /// The mesh's name.
+        name: String,
+    },
+    /// Makes a node a member, or gives it another role. By an admin.
+    AddMember {
+        /// The node.
+        node: NodeId,
+        /// The name that it is to have.
+        name: String,
+        /// What it may do.
+        role: Role,
+    },
+    /// Lets whoever holds a secret join. By an admin.
+    Invite {
+        /// [`super::invite_id`] of the invite's public key.
+        id: Hash,
+        /// What those who join by it may do.
+        role: Role,
+        /// When it ends.
+        expires: Millis,
+        /// How many nodes may join by it.
+        uses: u32,
+    },
+    /// Makes a node a member by its use of an invite. By any member.
+    Redeem(Redeem),
+    /// Declares a store; its id follows from the entry and the operation's place. By an admin.
+    CreateStore {
+        /// The name that it is to have.
+        name: String,
+        /// The type: `kv`, `chat`.
+        kind: String,
+    },
+    /// Ends a store. By an admin.
+    DeleteStore {
+        /// The store.
+        id: StoreId,
+    },
+    /// Gives the author another name.
+    SetName {
+        /// The name.
+        name: String,
+    },
+    /// The author leaves the mesh.
+    Leave,
+}
+
+mod message {
+    use prost::Message;
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(super) struct Payload {
+        #[prost(uint32, tag = "1")]
+        pub(super) version: u32,
+        #[prost(message, repeated, tag = "2")]
+        pub(super) operations: Vec<Operation>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(super) struct Operation {
+        #[prost(oneof = "Action", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+        pub(super) action: Option<Action>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Oneof)]
+    pub(super) enum Action {
+        #[prost(message, tag = "1")]
+        Genesis(Genesis),
+        #[prost(message, tag = "2")]
+        AddMember(AddMember),
+        #[prost(message, tag = "3")]
+        Invite(Invite),
+        #[prost(message, tag = "4")]
+        Redeem(Redeem),
+        #[prost(message, tag = "5")]
+        CreateStore(CreateStore),
+        #[prost(message, tag = "6")]
+        DeleteStore(DeleteStore),
+        #[prost(message, tag = "7")]
+        SetName(SetName),
+        #[prost(message, tag = "8")]
+        Leave(Leave),
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(super) struct Genesis {
+        #[prost(bytes = "vec", tag = "1")]
+        pub(super) salt: Vec<u8>,
+        #[prost(string, tag = "2")]
+        pub(super) name: String,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(super) struct AddMember {
+        #[prost(bytes = "vec", tag = "1")]
+        pub(super) node: Vec<u8>,
+        #[prost(string, tag = "2")]
+        pub(super) name: String,
+        #[prost(uint32, tag = "3")]
+        pub(super) role: u32,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(super) struct Invite {
+        #[prost(bytes = "vec", tag = "1")]
+        pub(super) id: Vec<u8>,
+        #[prost(uint32, tag = "2")]
+        pub(super) role: u32,
+        #[prost(uint64, tag = "3")]
+        pub(super) expires: u64,
+        #[prost(uint32, tag = "4")]
+        pub(super) uses: u32,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(super) struct Redeem {
+        #[prost(bytes = "vec", tag = "1")]
+        pub(super) invite: Vec<u8>,
+        #[prost(bytes = "vec", tag = "2")]
+        pub(super) signature: Vec<u8>,
+        #[prost(bytes = "vec", tag = "3")]
+        pub(super) node: Vec<u8>,
+        #[prost(string, tag = "4")]
+        pub(super) name: String,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(super) struct CreateStore {
+        #[prost(string, tag = "1")]
+        pub(super) name: String,
+        #[prost(string, tag = "2")]
+        pub(super) kind: String,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(super) struct DeleteStore {
+        #[prost(bytes = "vec", tag = "1")]
+        pub(super) id: Vec<u8>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(super) struct SetName {
+        #[prost(string, tag = "1")]
+        pub(super) name: String,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(super) struct Leave {}
+}
+
+const fn role_number(role: Role) -> u32 {
+    match role {
+        Role::Reader => 1,
+        Role::Writer => 2,
+        Role::Admin => 3,
+    }
+}
+
+fn role(number: u32) -> Option<Role> {
+    [Role::Reader, Role::Writer, Role::Admin].into_iter().find(|role| role_number(*role) == number)
+}
+
+/// The payload that holds `ops`.
+pub(super) fn encode(ops: &[Op]) -> Vec<u8> {
+    let operation = |op: &Op| message::Operation { action: Some(action(op)) };
+    message::Payload { version: VERSION, operations: ops.iter().map(operation).collect() }.encode_to_vec()
+}
+
+fn action(op: &Op) -> message::Action {
+    use message::Action;
+    match op.clone() {
+        Op::Genesis { salt, name } => Action::Genesis(message::Genesis { salt: salt.to_vec(), name }),
+        Op::AddMember { node, name, role } => {
+            Action::AddMember(message::AddMember { node: node.0.to_vec(), name, role: role_number(role) })
+        }
+        Op::Invite { id, role, expires, uses } => {
+            Action::Invite(message::Invite { id: id.0.to_vec(), role: role_number(role), expires: expires.0, uses })
+        }
+        Op::Redeem(Redeem { invite, signature, node, name }) => Action::Redeem(message::Redeem {
+            invite: invite.to_vec(),
+            signature: signature.to_vec(),
+            node: node.0.to_vec(),
+            name,
+        }),
+        Op::CreateStore { name, kind } => Action::CreateStore(message::CreateStore { name, kind }),
+        Op::DeleteStore { id } => Action::DeleteStore(message::DeleteStore { id: id.0.to_vec() }),
+        Op::SetName { name } => Action::SetName(message::SetName { name }),
+        Op::Leave => Action::Leave(message::Leave {}),
+    }
+}
+
+/// The operations of a payload, or why none of them counts.
+pub(super) fn decode(payload: &[u8]) -> Result<Vec<Op>, String> {
+    let payload = message::Payload::decode(payload).map_err(|error| format!("malformed: {error}"))?;
+    if payload.version != VERSION {
+        let found = payload.version;
+        return Err(format!("held: payload version {found} is not known to this build, which knows {VERSION}"));
+    }
+    let read = |(place, operation): (usize, message::Operation)| {
+        operation.action.and_then(op).ok_or_else(|| format!("malformed: operation {place}"))
+    };
+    payload.operations.into_iter().enumerate().map(read).collect()
+}
+
+fn op(action: message::Action) -> Option<Op> {
+    use message::Action;
+    Some(match action {
+        Action::Genesis(genesis) => Op::Genesis { salt: genesis.salt.try_into().ok()?, name: genesis.name },
+        Action::AddMember(add) => {
+            Op::AddMember { node: NodeId::from_slice(&add.node)?, name: add.name, role: role(add.role)? }
+        }
+        Action::Invite(invite) => Op::Invite {
+            id: Hash::from_slice(&invite.id)?,
+            role: role(invite.role)?,
+            expires: Millis(invite.expires),
+            uses: invite.uses,
+        },
+        Action::Redeem(redeem) => Op::Redeem(Redeem {
+            invite: redeem.invite.try_into().ok()?,
+            signature: redeem.signature.try_into().ok()?,
+            node: NodeId::from_slice(&redeem.node)?,
+            name: redeem.name,
+        }),
+        Action::CreateStore(create) => Op::CreateStore { name: create.name, kind: create.kind },
+        Action::DeleteStore(delete) => Op::DeleteStore { id: StoreId::from_slice(&delete.id)? },
+        Action::SetName(set) => Op::SetName { name: set.name },
+        Action::Leave(_) => Op::Leave,
+    })
+}
