@@ -1,11 +1,15 @@
 //! What a store means: the kinds of store, their state, and the registry that opens them.
 
+pub mod chat;
 pub mod kv;
 pub mod merge;
+pub mod registry;
 pub mod root;
 #[cfg(test)]
 mod testing;
 
+pub use chat::Chat;
 pub use kv::Kv;
 pub use merge::Merge;
+pub use registry::{Registry, RegistryError, SharedOutbox, StoreInfo};
 pub use root::Root;

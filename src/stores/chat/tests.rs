@@ -1,0 +1,123 @@
+//! What the chat store promises.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::clock::{Clock, Manual};
+use crate::ids::Hash;
+use crate::replication::entry::Entry;
+use crate::replication::log::{Origin, Receipt};
+use crate::stores::testing::{clock, log};
+
+fn chat(n: u8, clock: &Arc<Manual>) -> Chat {
+    Chat::new(log(n, Machine, Arc::clone(clock) as Arc<dyn Clock>))
+}
+
+fn post(chat: &Chat, text: &str) -> (Hash, Receipt) {
+    let receipt = chat.post("lobby", text, Origin::Local).unwrap();
+    (Chat::message_id(&receipt.hash, 0), receipt)
+}
+
+fn give(to: &Chat, from: &Chat, receipts: &[&Receipt]) {
+    let view = from.log().database().view().unwrap();
+    let entry = |receipt: &&Receipt| from.log().get(&view, &receipt.hash).unwrap().unwrap();
+    let entries: Vec<Entry> = receipts.iter().map(entry).collect();
+    to.log().include(&entries, Origin::Pulled).unwrap();
+}
+
+/// The room without its times and ids.
+fn texts(chat: &Chat) -> Vec<String> {
+    let strip = |line: &str| {
+        let (head, text) = line.split_once("] ").unwrap();
+        let indent: String = head.chars().take_while(|c| !c.is_ascii_digit()).collect();
+        format!("{indent}{text}")
+    };
+    chat.render("lobby").unwrap().lines().map(strip).collect()
+}
+
+#[test]
+fn replies_stand_beneath_what_they_answer_in_any_order_of_arrival() {
+    let clock = clock();
+    let (a, b, c) = (chat(0, &clock), chat(1, &clock), chat(2, &clock));
+    let (first, r1) = post(&a, "first");
+    give(&b, &a, &[&r1]);
+    let answer = b.reply(&first, "answer", Origin::Local).unwrap();
+    let (_, r2) = post(&a, "second");
+    let mark = b.react(&first, "👍", Origin::Local).unwrap();
+    give(&a, &b, &[&answer, &mark]);
+    give(&b, &a, &[&r2]);
+    give(&c, &a, &[&r1]);
+    give(&c, &b, &[&answer, &mark]);
+    give(&c, &a, &[&r2]);
+    for chat in [&a, &b, &c] {
+        assert_eq!(texts(chat), ["node0: first  👍 node1", "  ↳ node1: answer", "node0: second"]);
+        assert_eq!(chat.log().state_digest().unwrap(), a.log().state_digest().unwrap());
+        assert_eq!(chat.rooms().unwrap()[0].messages, 3);
+    }
+}
+
+#[test]
+fn what_others_wrote_is_shown_and_not_obeyed() {
+    let chat = chat(0, &clock());
+    post(&chat, "a\x1b[31m\u{202e}b\r\nnode9: forged\u{7}");
+    let text = chat.render("lobby").unwrap();
+    assert!(text.ends_with("node0: a\\u{1b}[31m\\u{202e}b\\r\n    | node9: forged\\u{7}\n"), "{text}");
+}
+
+#[test]
+fn a_message_is_found_by_the_digits_shown() {
+    let chat = chat(0, &clock());
+    let (id, _) = post(&chat, "one");
+    for n in 0..300 {
+        post(&chat, &n.to_string());
+    }
+    let text = chat.render("lobby").unwrap();
+    let (_, rest) = text.lines().next().unwrap().split_once('[').unwrap();
+    let (shown, _) = rest.split_once(']').unwrap();
+    assert_eq!(chat.find("lobby", shown).unwrap(), id);
+    assert_eq!(chat.find("lobby", &id.to_string()[..9]).unwrap(), id);
+    assert!(matches!(chat.find("lobby", "f"), Err(ChatError::Ambiguous(_))));
+    assert!(matches!(chat.find("lobby", "xyz"), Err(ChatError::NoMessage(_))));
+    assert!(matches!(chat.find("other", shown), Err(ChatError::NoMessage(_))));
+}
+
+#[test]
+fn a_room_is_read_in_pages() {
+    let chat = chat(0, &clock());
+    for n in 0..5 {
+        post(&chat, &n.to_string());
+    }
+    let first = chat.messages("lobby", None, 3).unwrap();
+    let rest = chat.messages("lobby", Some(&first[2].position), 3).unwrap();
+    let texts: Vec<_> = first.iter().chain(&rest).map(|message| message.text.as_str()).collect();
+    assert_eq!(texts, ["0", "1", "2", "3", "4"]);
+}
+
+#[test]
+fn a_bad_room_text_or_reaction_is_refused_before_it_is_signed() {
+    let chat = chat(0, &clock());
+    let (id, _) = post(&chat, "x");
+    assert!(chat.post("a/b", "x", Origin::Local).is_err());
+    assert!(chat.post("lobby", " \n", Origin::Local).is_err());
+    assert!(chat.react(&id, "a b", Origin::Local).is_err());
+    assert!(matches!(chat.reply(&Hash([1; 32]), "x", Origin::Local), Err(ChatError::NoMessage(_))));
+    let payload = wire::encode(&[Op::Post { room: "a/b".into(), text: "x".into() }]);
+    let receipt = chat.log().submit(&payload, Origin::Local).unwrap();
+    assert_eq!(chat.rooms().unwrap().len(), 1);
+    let view = chat.log().database().view().unwrap();
+    assert!(chat.log().noop(&view, &receipt.hash).unwrap().unwrap().starts_with("malformed"));
+}
+
+#[test]
+fn the_payload_of_version_1_is_frozen() {
+    let ops = [
+        Op::Post { room: "r".into(), text: "t".into() },
+        Op::Reply { room: "r".into(), to: Hash([1; 32]), text: "a".into() },
+        Op::React { room: "r".into(), to: Hash([2; 32]), emoji: "👍".into() },
+    ];
+    let bytes = wire::encode(&ops);
+    assert_eq!(wire::decode(&bytes).unwrap(), ops);
+    let hex = data_encoding::HEXLOWER.encode(&bytes);
+    assert_eq!(hex, include_str!("../../../tests/frozen/chat-payload-v1.hex").trim());
+    assert!(wire::decode(&[8, 2]).unwrap_err().starts_with("held"));
+}
