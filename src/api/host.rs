@@ -1,6 +1,7 @@
 //! What the control service needs of the daemon.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -10,6 +11,7 @@ use crate::clock::Millis;
 use crate::ids::{MeshId, NodeId};
 use crate::peers::Peer;
 use crate::replication::membership::Role;
+use crate::stores::Registry;
 
 /// A running node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +65,9 @@ pub trait Host: Send + Sync + 'static {
     /// The mesh, if it is in one.
     fn in_mesh(&self) -> Option<InMesh>;
 
+    /// The stores of the mesh; `None` without a mesh.
+    fn registry(&self) -> Option<Arc<Registry>>;
+
     /// The members as this node sees them, by name; empty without a mesh.
     fn peers(&self) -> Vec<Peer>;
 
@@ -73,8 +78,8 @@ pub trait Host: Send + Sync + 'static {
     /// A receiver of `progress` that is gone does not matter.
     async fn join_mesh(&self, token: String, progress: mpsc::Sender<Progress>) -> Result<(), Failure>;
 
-    /// Leaves the mesh and closes its stores.
-    async fn leave_mesh(&self) -> Result<(), Failure>;
+    /// Leaves the mesh, closes its stores, and says where their files are kept.
+    async fn leave_mesh(&self) -> Result<PathBuf, Failure>;
 
     /// Makes an invite for `uses` nodes and gives its token.
     async fn invite(&self, role: Role, expires: Duration, uses: u32) -> Result<String, Failure>;

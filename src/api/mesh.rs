@@ -108,8 +108,8 @@ impl Mesh for Service {
     }
 
     async fn leave(&self, _: Request<LeaveRequest>) -> Result<Response<LeaveReply>, Status> {
-        self.host.leave_mesh().await?;
-        Ok(Response::new(LeaveReply {}))
+        let kept = self.host.leave_mesh().await?;
+        Ok(Response::new(LeaveReply { kept: kept.display().to_string() }))
     }
 
     async fn peers(&self, _: Request<PeersRequest>) -> Result<Response<PeersReply>, Status> {

@@ -2,12 +2,15 @@
 //!
 //! [`serve`] answers for a [`Host`], which the daemon is. `lattice` speaks to it through [`Client`] alone.
 
+mod chat;
 mod client;
-mod failure;
-mod host;
+pub mod failure;
+pub mod host;
+mod kv;
 mod mesh;
 mod node;
 mod server;
+mod stores;
 
 pub use client::Client;
 pub use failure::{Failure, Kind};

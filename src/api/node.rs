@@ -20,6 +20,7 @@ impl Node for Service {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
         let about = self.host.about();
         let mesh = super::mesh::info(self.host.as_ref());
+        let stores = super::stores::list(&self.host).await?;
         Ok(Response::new(StatusReply {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             node: about.node.0.to_vec(),
@@ -30,7 +31,7 @@ impl Node for Service {
             listening: about.listening,
             mounts: about.mounts.iter().map(|mount| mount.display().to_string()).collect(),
             mesh,
-            stores: Vec::new(),
+            stores,
             warnings: about.warnings,
             forks: about.forks,
         }))

@@ -25,8 +25,11 @@ use tower::Service;
 
 use super::failure::Failure;
 use super::host::Host;
-use super::wire::{mesh_server::MeshServer, node_server::NodeServer};
-use super::{mesh, node};
+use super::wire::{
+    chat_server::ChatServer, kv_server::KvServer, mesh_server::MeshServer, node_server::NodeServer,
+    stores_server::StoresServer,
+};
+use super::{chat, kv, mesh, node, stores};
 
 /// How long calls may go on after the daemon began to stop.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -59,7 +62,10 @@ pub fn bind(data: &Path) -> Result<UnixListener, Failure> {
 pub async fn serve(host: Arc<dyn Host>, listener: UnixListener, stop: CancellationToken) {
     let calls = Calls {
         node: NodeServer::new(node::Service { host: host.clone() }),
-        mesh: MeshServer::new(mesh::Service { host }),
+        mesh: MeshServer::new(mesh::Service { host: host.clone() }),
+        stores: StoresServer::new(stores::Service { host: host.clone(), stop: stop.clone() }),
+        kv: KvServer::new(kv::Service { host: host.clone(), stop: stop.clone() }),
+        chat: ChatServer::new(chat::Service { host, stop: stop.clone() }),
     };
     let connections = TaskTracker::new();
     loop {
@@ -114,6 +120,9 @@ async fn connection(stream: UnixStream, calls: Calls, stop: CancellationToken) {
 struct Calls {
     node: NodeServer<node::Service>,
     mesh: MeshServer<mesh::Service>,
+    stores: StoresServer<stores::Service>,
+    kv: KvServer<kv::Service>,
+    chat: ChatServer<chat::Service>,
 }
 
 impl<B> Service<http::Request<B>> for Calls
@@ -133,6 +142,9 @@ where
         match request.uri().path().split('/').nth(1).unwrap_or_default() {
             NodeServer::<node::Service>::NAME => self.node.call(request),
             MeshServer::<mesh::Service>::NAME => self.mesh.call(request),
+            StoresServer::<stores::Service>::NAME => self.stores.call(request),
+            KvServer::<kv::Service>::NAME => self.kv.call(request),
+            ChatServer::<chat::Service>::NAME => self.chat.call(request),
             _ => Box::pin(async { Ok(Status::unimplemented("no such service").into_http()) }),
         }
     }

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::output::{escaped, hex};
-use super::{Context, Ended};
+use super::{Context, Ended, json};
 use crate::api::wire::{PostRequest, ReadRequest, RoomsRequest};
 use crate::api::{Failure, Kind};
 
@@ -96,7 +96,8 @@ impl Post {
 impl Ls {
     async fn run(self, context: &Context) -> Ended {
         if let Some(room) = self.room {
-            return read(context, ReadRequest { room, last: self.last, follow: false, new_only: false }).await;
+            let rendered = self.last == 0 && !context.output.is_json();
+            return read(context, ReadRequest { room, last: self.last, rendered, ..ReadRequest::default() }).await;
         }
         let rooms = context.client().await?.chat().rooms(RoomsRequest {}).await?.into_inner().rooms;
         if context.output.is_json() {
@@ -109,7 +110,8 @@ impl Ls {
 impl Watch {
     async fn run(self, context: &Context) -> Ended {
         let new_only = self.last == Some(0);
-        let request = ReadRequest { room: self.room, last: self.last.unwrap_or(0), follow: true, new_only };
+        let last = self.last.unwrap_or(0);
+        let request = ReadRequest { room: self.room, last, follow: true, new_only, rendered: false };
         read(context, request).await?;
         Err(Failure::new(Kind::Unavailable, "the node stopped").into())
     }
@@ -117,12 +119,9 @@ impl Watch {
 
 async fn read(context: &Context, request: ReadRequest) -> Ended {
     let room = request.room.clone();
-    let mut parts = context.client().await?.chat().read(request).await?.into_inner();
-    while let Some(part) = parts.message().await? {
-        for line in part.lines {
-            let line = escaped(line.as_bytes());
-            context.output.either(&json!({"room": room, "line": line}), &line)?;
-        }
+    let mut lines = context.client().await?.chat().read(request).await?.into_inner();
+    while let Some(line) = lines.message().await? {
+        context.output.either(&json::message(&room, &line), &line.line)?;
     }
     Ok(())
 }

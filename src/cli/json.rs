@@ -92,3 +92,13 @@ pub(super) fn entry(entry: &wire::LogEntry) -> Value {
         "size": entry.size, "does": entry.does, "noop": entry.noop,
     })
 }
+
+pub(super) fn message(room: &str, message: &wire::ChatLine) -> Value {
+    let reactions: Vec<_> =
+        message.reactions.iter().map(|reaction| json!({"emoji": reaction.emoji, "by": reaction.by})).collect();
+    json!({
+        "room": room, "id": hex(&message.id), "author": hex(&message.author), "author_name": message.author_name,
+        "hlc": message.hlc, "time": time(message.hlc), "text": message.text,
+        "reply_to": message.reply_to.as_deref().map(hex), "reactions": reactions,
+    })
+}

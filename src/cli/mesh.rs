@@ -165,8 +165,10 @@ impl Join {
 impl Leave {
     async fn run(self, context: &Context) -> Ended {
         let Self {} = self;
-        context.client().await?.mesh().leave(LeaveRequest {}).await?;
-        context.output.either(&json!({"left": true}), "left the mesh")
+        let kept = context.client().await?.mesh().leave(LeaveRequest {}).await?.into_inner().kept;
+        context
+            .output
+            .either(&json!({"left": true, "kept": kept}), format!("left the mesh; its files are kept in {kept}"))
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a store means: the kinds of store, their state, and the registry that opens them.
 
 pub mod chat;
+mod describe;
 pub mod kv;
 pub mod merge;
 pub mod registry;
@@ -9,6 +10,7 @@ pub mod root;
 mod testing;
 
 pub use chat::Chat;
+pub use describe::describe;
 pub use kv::Kv;
 pub use merge::Merge;
 pub use registry::{Registry, RegistryError, SharedOutbox, StoreInfo};

@@ -13,6 +13,7 @@
 //! | places    | id                       | the key in `messages` |
 //! | reactions | id author emoji          | the first stamp |
 
+mod describe;
 mod handle;
 mod machine;
 mod render;
@@ -21,6 +22,7 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
+pub use describe::describe;
 pub use handle::{Chat, ChatError, Message, Position, Reaction, Room};
 pub use machine::Machine;
 pub use wire::Op;

@@ -15,6 +15,7 @@
 //! | dangling  | row 0 0 hlc entry op         | nothing; cited and not here |
 //! | counts    | `keys`, `conflicts`          | how many, if not none |
 
+mod describe;
 mod handle;
 mod machine;
 mod model;
@@ -24,6 +25,7 @@ mod rows;
 mod tests;
 mod wire;
 
+pub use describe::describe;
 pub use handle::{Kv, KvError, Opened, PATIENCE};
 pub use machine::Machine;
 pub use model::{Content, Head, HeadId, Heads, Kind, Node, Op, Value};

@@ -15,6 +15,7 @@
 //! | declared | store id  | name, kind, by whom, when, whether deleted |
 //! | facts    | name      | `mesh`: name and salt; `set`: the exclusive or of the hashes of all entries folded |
 
+mod describe;
 mod handle;
 mod machine;
 pub mod names;
@@ -26,6 +27,7 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
+pub use describe::describe;
 pub use handle::{Declared, GenesisError, Invitation, MemberInfo, Root, RootError, genesis, nobody};
 pub use machine::Machine;
 pub use redeem::{Redeem, Refusal, invite_id, invite_key, redeem};

@@ -1,0 +1,385 @@
+//! Stores of the kind `kv`: reading, writing, listing and watching keys.
+
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::failure::{Failure, Kind};
+use super::host::Host;
+use super::stores::{Answers, WAITING, blocking, not_open, registry};
+use super::wire::{
+    self, ChangedKey, ConflictsRequest, DeleteReply, DeleteRequest, GetPart, GetRequest, Key, ListRequest, PutPart,
+    PutReply, WatchRequest, kv_server::Kv,
+};
+use crate::clock;
+use crate::replication::limits;
+use crate::replication::log::{Event, Log, Origin, SubmitError};
+use crate::replication::machine::What;
+use crate::stores::kv::{self, Head, Heads, KvError, Node, Op, Opened, Value};
+use crate::stores::{Kv as Keys, Merge};
+
+/// Keys read from a store at once.
+const PAGE: usize = 1_000;
+/// How much of a value is sent at once, in bytes.
+const PART: usize = 256 * 1024;
+/// The permission bits of a key that had none.
+const MODE: u32 = 0o644;
+
+#[derive(Clone)]
+pub(super) struct Service {
+    pub(super) host: Arc<dyn Host>,
+    pub(super) stop: CancellationToken,
+}
+
+impl From<KvError> for Failure {
+    fn from(error: KvError) -> Self {
+        let hint = match &error {
+            KvError::TooLarge { .. } | KvError::Path(_) | KvError::UnknownHead(_) | KvError::Invalid(_) => {
+                return Self::refused(error);
+            }
+            KvError::Submit(SubmitError::NotAllowed) => {
+                return Self::refused(error).hint("`lattice mesh status` shows this node's role");
+            }
+            KvError::Absent(_) => {
+                return Self::new(Kind::Unavailable, error)
+                    .hint("it comes when a member that has it is online: `lattice peers`");
+            }
+            KvError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => "free some space first",
+            KvError::Blob(_) | KvError::Broken(_) | KvError::Io { .. } | KvError::Submit(_) | KvError::Database(_) => {
+                "the node's log tells more"
+            }
+        };
+        Self::failed(error).hint(hint)
+    }
+}
+
+fn described(log: &Log, head: &Head) -> wire::Head {
+    let kind = match head.kind {
+        kv::Kind::File => "file",
+        kv::Kind::Directory => "directory",
+        kv::Kind::Symlink => "symlink",
+        kv::Kind::Deleted => "deleted",
+    };
+    wire::Head {
+        hash: head.id.entry.0.to_vec(),
+        op: u32::from(head.id.op),
+        author: head.author.0.to_vec(),
+        author_name: log.membership().load().name(&head.author),
+        seq: head.seq,
+        hlc: head.hlc.0,
+        kind: kind.into(),
+        mode: head.mode,
+        mtime: head.mtime,
+        size: head.content.size(),
+    }
+}
+
+fn key(keys: &Keys, path: Vec<u8>, heads: &Heads) -> Key {
+    Key { path, heads: heads.all().iter().map(|head| described(keys.log(), head)).collect() }
+}
+
+fn shown(path: &[u8]) -> String {
+    String::from_utf8_lossy(path).into_owned()
+}
+
+fn absent(path: &[u8]) -> Failure {
+    Failure::not_found(format!("there is no key '{}'", shown(path))).hint("`lattice kv list` names them")
+}
+
+/// The heads of a key that has a value; a directory that only keys below it imply has none.
+fn found(keys: &Keys, path: &[u8]) -> Result<Heads, Failure> {
+    kv::check_path(path).map_err(KvError::from)?;
+    let heads = keys.heads(path)?.filter(|heads| heads.visible().is_some() || heads.all().len() > 1);
+    match heads {
+        Some(heads) => Ok(heads),
+        None if keys.has_children(path)? => Err(directory(path)),
+        None => Err(absent(path)),
+    }
+}
+
+fn directory(path: &[u8]) -> Failure {
+    Failure::refused(format!("'{}' is a directory", shown(path)))
+        .hint("name a key below it: `lattice kv list` names them")
+}
+
+fn chosen(heads: &Heads, start: &str, path: &[u8]) -> Result<Head, Failure> {
+    if start.is_empty() {
+        return heads
+            .visible()
+            .copied()
+            .ok_or_else(|| absent(path).hint("its last write is a deletion; `lattice conflicts` lists the others"));
+    }
+    let mut matching = heads.all().iter().filter(|head| head.id.entry.to_string().starts_with(start));
+    match (matching.next(), matching.next()) {
+        (Some(head), None) => Ok(*head),
+        (Some(_), Some(_)) => {
+            Err(Failure::refused(format!("several heads begin with '{start}'")).hint("give more of the hash"))
+        }
+        (None, _) => Err(Failure::not_found(format!("'{}' has no head that begins with '{start}'", shown(path)))
+            .hint("`lattice conflicts` lists them")),
+    }
+}
+
+type Parts = mpsc::Sender<Result<GetPart, Status>>;
+
+fn send_value(keys: &Keys, request: &GetRequest, parts: &Parts) -> Result<(), Failure> {
+    let heads = found(keys, &request.path)?;
+    let head = chosen(&heads, &request.head, &request.path)?;
+    if head.kind == kv::Kind::Directory || (request.head.is_empty() && heads.is_shadowed()) {
+        return Err(directory(&request.path));
+    }
+    let opened = keys.read(&head)?;
+    let all = heads.all().iter().filter(|other| other.id != head.id);
+    let heads = std::iter::once(&head).chain(all).map(|head| described(keys.log(), head)).collect();
+    let first = GetPart { key: Some(Key { path: request.path.clone(), heads }), data: Vec::new() };
+    if parts.blocking_send(Ok(first)).is_err() {
+        return Ok(());
+    }
+    let mut source: Box<dyn Read> = match opened {
+        Opened::Bytes(bytes) => Box::new(std::io::Cursor::new(bytes)),
+        Opened::File(file, size) => Box::new(file.take(size)),
+    };
+    loop {
+        let mut data = Vec::new();
+        source.by_ref().take(PART as u64).read_to_end(&mut data).map_err(Failure::failed)?;
+        if data.is_empty() || parts.blocking_send(Ok(GetPart { key: None, data })).is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// Content on its way in: in memory while small, then in a file without a name.
+struct Incoming {
+    drafts: PathBuf,
+    bytes: Vec<u8>,
+    file: Option<std::fs::File>,
+    size: u64,
+}
+
+impl Incoming {
+    fn add(&mut self, data: &[u8]) -> Result<(), Failure> {
+        let failed = |error: std::io::Error| {
+            let failure = Failure::failed(format!("{}: {error}", self.drafts.display()));
+            if error.kind() == std::io::ErrorKind::StorageFull {
+                failure.hint("free some space first")
+            } else {
+                failure
+            }
+        };
+        self.size += data.len() as u64;
+        if self.file.is_none() && self.bytes.len() + data.len() <= limits::INLINE_VALUE {
+            self.bytes.extend_from_slice(data);
+            return Ok(());
+        }
+        if self.file.is_none() {
+            let mut file = tempfile::tempfile_in(&self.drafts).map_err(failed)?;
+            file.write_all(&std::mem::take(&mut self.bytes)).map_err(failed)?;
+            self.file = Some(file);
+        }
+        self.file.as_mut().map_or(Ok(()), |file| file.write_all(data)).map_err(failed)
+    }
+
+    fn value(self, keys: &Keys) -> Result<Value, Failure> {
+        match self.file {
+            None => Ok(keys.value(&self.bytes)?),
+            // The name leads to the open file itself: it has no other.
+            Some(file) => Ok(keys.value_of_file(format!("/proc/self/fd/{}", file.as_raw_fd()).as_ref())?),
+        }
+    }
+}
+
+/// Refuses a path that files could not stand at beside the ones that are there.
+fn fits(keys: &Keys, path: &[u8]) -> Result<(), Failure> {
+    kv::check_path(path).map_err(KvError::from)?;
+    if let Some(Node::Directory(_)) = keys.node(path)? {
+        return Err(directory(path));
+    }
+    for (end, _) in path.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
+        if let Some(Node::File(_) | Node::Symlink(_)) = keys.node(&path[..end])? {
+            let above = shown(&path[..end]);
+            return Err(Failure::refused(format!("'{above}' is a key, so nothing can stand below it"))
+                .hint("choose another path"));
+        }
+    }
+    Ok(())
+}
+
+fn put(keys: &Keys, path: Vec<u8>, mode: u32, incoming: Incoming) -> Result<PutReply, Failure> {
+    let size = incoming.size;
+    let value = incoming.value(keys)?;
+    let heads = keys.heads(&path)?;
+    let supersedes = heads.iter().flat_map(|heads| heads.all()).map(|head| head.id).collect();
+    let present = heads.as_ref().and_then(Heads::visible).filter(|head| head.kind == kv::Kind::File);
+    let mode = if mode == 0 { present.map_or(MODE, |head| head.mode) } else { mode & 0o7777 };
+    let op = Op::Put { path, supersedes, kind: kv::Kind::File, mode, mtime: clock::nanos(), value };
+    let receipt = keys.submit(vec![op], Origin::Local)?;
+    keys.wait(receipt.staged)?;
+    Ok(PutReply { hash: receipt.hash.0.to_vec(), size })
+}
+
+fn delete(keys: &Keys, path: Vec<u8>) -> Result<DeleteReply, Failure> {
+    let heads = found(keys, &path)?;
+    if heads.visible().is_some_and(|head| head.kind == kv::Kind::Directory) && keys.has_children(&path)? {
+        return Err(Failure::refused(format!("the directory '{}' is not empty", shown(&path)))
+            .hint("delete the keys below it first"));
+    }
+    let supersedes = heads.all().iter().map(|head| head.id).collect();
+    let receipt = keys.submit(vec![Op::Delete { path, supersedes }], Origin::Local)?;
+    keys.wait(receipt.staged)?;
+    Ok(DeleteReply { hash: receipt.hash.0.to_vec() })
+}
+
+type Page = fn(&Keys, &[u8], Option<&[u8]>, usize) -> Result<Vec<(Vec<u8>, Heads)>, KvError>;
+
+fn pages(keys: &Keys, prefix: &[u8], page: Page, answers: &mpsc::Sender<Result<Key, Status>>) -> Result<(), Failure> {
+    let mut after: Option<Vec<u8>> = None;
+    loop {
+        let found = page(keys, prefix, after.as_deref(), PAGE)?;
+        let last = found.len() < PAGE;
+        after = found.last().map(|(path, _)| path.clone());
+        for (path, heads) in found {
+            if answers.blocking_send(Ok(key(keys, path, &heads))).is_err() {
+                return Ok(());
+            }
+        }
+        if last {
+            return Ok(());
+        }
+    }
+}
+
+fn changes(event: &Event, log: &Log, prefix: &[u8]) -> Vec<ChangedKey> {
+    let header = event.entry.header();
+    let changed = event.effects.changes.iter().filter(|change| change.key.starts_with(prefix));
+    changed
+        .map(|change| ChangedKey {
+            what: match change.what {
+                What::Created => "created",
+                What::Modified => "modified",
+                What::Attributes => "attributes",
+                What::Deleted => "deleted",
+                What::Heads => "heads",
+            }
+            .into(),
+            path: change.key.clone(),
+            author: header.author.0.to_vec(),
+            author_name: log.membership().load().name(&header.author),
+            hlc: header.hlc.0,
+            hash: event.entry.hash().0.to_vec(),
+        })
+        .collect()
+}
+
+impl Service {
+    fn keys(&self, store: &str) -> Result<Arc<Keys>, Failure> {
+        let registry = registry(self.host.as_ref())?;
+        registry.kv(store).ok_or_else(|| not_open(&registry, store, "kv"))
+    }
+
+    /// Answers a stream from work that waits for the disk.
+    fn answer<T: Send + 'static>(
+        work: impl FnOnce(&mpsc::Sender<Result<T, Status>>) -> Result<(), Failure> + Send + 'static,
+    ) -> Response<Answers<T>> {
+        let (answers, stream) = mpsc::channel(WAITING);
+        tokio::task::spawn_blocking(move || {
+            if let Err(failure) = work(&answers) {
+                // To a reader that is gone nothing can be told.
+                answers.blocking_send(Err(failure.into())).ok();
+            }
+        });
+        Response::new(ReceiverStream::new(stream))
+    }
+}
+
+#[tonic::async_trait]
+impl Kv for Service {
+    type GetStream = Answers<GetPart>;
+
+    async fn get(&self, request: Request<GetRequest>) -> Result<Response<Self::GetStream>, Status> {
+        let request = request.into_inner();
+        let keys = self.keys(&request.store)?;
+        Ok(Self::answer(move |parts| send_value(&keys, &request, parts)))
+    }
+
+    async fn put(&self, request: Request<Streaming<PutPart>>) -> Result<Response<PutReply>, Status> {
+        let mut parts = request.into_inner();
+        let Some(first) = parts.message().await? else {
+            return Err(Failure::new(Kind::Usage, "the call ended before it named a key").into());
+        };
+        let PutPart { store, path, mode, data } = first;
+        let keys = self.keys(&store)?;
+        let (checked, at) = (keys.clone(), path.clone());
+        blocking(move || fits(&checked, &at)).await?;
+        let drafts = self.host.about().data.join("drafts");
+        let mut incoming = Incoming { drafts, bytes: Vec::new(), file: None, size: 0 };
+        let mut next = Some(data);
+        while let Some(data) = next {
+            incoming = blocking(move || incoming.add(&data).map(|()| incoming)).await?;
+            next = parts.message().await?.map(|part| part.data);
+        }
+        Ok(Response::new(blocking(move || put(&keys, path, mode, incoming)).await?))
+    }
+
+    async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteReply>, Status> {
+        let DeleteRequest { store, path } = request.into_inner();
+        let keys = self.keys(&store)?;
+        Ok(Response::new(blocking(move || delete(&keys, path)).await?))
+    }
+
+    type ListStream = Answers<Key>;
+
+    async fn list(&self, request: Request<ListRequest>) -> Result<Response<Self::ListStream>, Status> {
+        let ListRequest { store, prefix } = request.into_inner();
+        let keys = self.keys(&store)?;
+        Ok(Self::answer(move |answers| pages(&keys, &prefix, Keys::scan, answers)))
+    }
+
+    type WatchStream = Answers<ChangedKey>;
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let WatchRequest { store, prefix } = request.into_inner();
+        let log = self.keys(&store)?.log().clone();
+        let mut events = log.subscribe();
+        let (answers, stream) = mpsc::channel(WAITING);
+        let stop = self.stop.clone();
+        tokio::spawn(async move {
+            let mut told = vec![ChangedKey::default()];
+            loop {
+                for change in told.drain(..) {
+                    if answers.send(Ok(change)).await.is_err() {
+                        return;
+                    }
+                }
+                let event = tokio::select! {
+                    event = events.recv() => event,
+                    () = stop.cancelled() => return,
+                    () = answers.closed() => return,
+                };
+                match event {
+                    Ok(event) if event.store == log.store() => told = changes(&event, &log, &prefix),
+                    Ok(_) => {}
+                    Err(RecvError::Lagged(_)) => {
+                        told.push(ChangedKey { what: "lagged".into(), ..ChangedKey::default() })
+                    }
+                    Err(RecvError::Closed) => return,
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    type ConflictsStream = Answers<Key>;
+
+    async fn conflicts(&self, request: Request<ConflictsRequest>) -> Result<Response<Self::ConflictsStream>, Status> {
+        let ConflictsRequest { store, prefix } = request.into_inner();
+        let keys = self.keys(&store)?;
+        Ok(Self::answer(move |answers| pages(&keys, &prefix, Keys::conflicts, answers)))
+    }
+}

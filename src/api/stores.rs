@@ -1,0 +1,242 @@
+//! The stores of the mesh: declaring, listing, and reading their logs.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use super::failure::{Failure, Kind};
+use super::host::Host;
+use super::mesh::no_mesh;
+use super::wire::{
+    CreateReply, CreateRequest, DeleteStoreReply, DeleteStoreRequest, LogEntry, LogRequest, Store, StoresReply,
+    StoresRequest, stores_server::Stores,
+};
+use crate::clock::Hlc;
+use crate::ids::Hash;
+use crate::replication::database::{DatabaseError, Flow};
+use crate::replication::entry::Entry;
+use crate::replication::log::Log;
+use crate::stores::registry::StoreInfo;
+use crate::stores::{Registry, describe};
+
+/// The mesh's own store, as `lattice log` names it.
+const ROOT: &str = "root";
+/// Entries read from a log at once.
+const PAGE: usize = 1_000;
+/// Answers of a stream that wait for a slow reader.
+pub(super) const WAITING: usize = 256;
+
+pub(super) type Answers<T> = ReceiverStream<Result<T, Status>>;
+
+pub(super) struct Service {
+    pub(super) host: Arc<dyn Host>,
+    pub(super) stop: CancellationToken,
+}
+
+/// The stores, or what to say when there are none.
+pub(super) fn registry(host: &dyn Host) -> Result<Arc<Registry>, Failure> {
+    host.registry().ok_or_else(no_mesh)
+}
+
+/// What to say of a store of this name that is not open as the kind that was asked for.
+pub(super) fn not_open(registry: &Registry, name: &str, kind: &str) -> Failure {
+    match registry.stores().into_iter().find(|store| store.name == name) {
+        None => Failure::not_found(format!("there is no store '{name}'"))
+            .hint("`lattice store list` names them, `lattice store create` declares one"),
+        Some(StoreInfo { damaged: Some(why), .. }) => {
+            Failure::failed(format!("the store '{name}' can't be used: {why}")).hint("`lattice status` tells more")
+        }
+        Some(store) if store.kind != kind => {
+            Failure::refused(format!("the store '{name}' is of the kind '{}', not '{kind}'", store.kind))
+        }
+        Some(_) => Failure::new(Kind::Unavailable, format!("the store '{name}' is just being opened")),
+    }
+}
+
+/// Runs work that waits for the disk apart from the network's threads.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work).await.map_err(Failure::failed)?
+}
+
+impl From<DatabaseError> for Failure {
+    fn from(error: DatabaseError) -> Self {
+        Self::failed(error)
+    }
+}
+
+/// All stores and their counts.
+pub(super) async fn list(host: &Arc<dyn Host>) -> Result<Vec<Store>, Failure> {
+    let Some(registry) = host.registry() else { return Ok(Vec::new()) };
+    let files = host.about().data.join("meshes").join(registry.mesh().to_string()).join("stores");
+    blocking(move || registry.stores().into_iter().map(|info| counted(&registry, info, &files)).collect()).await
+}
+
+fn counted(registry: &Registry, info: StoreInfo, files: &Path) -> Result<Store, Failure> {
+    let file = std::fs::metadata(files.join(format!("{}.redb", info.id)));
+    let mut store = Store {
+        id: info.id.0.to_vec(),
+        name: info.name,
+        kind: info.kind,
+        damaged: info.damaged,
+        bytes: file.map_or(0, |file| file.len()),
+        ..Store::default()
+    };
+    if let Some(log) = registry.log(&info.id) {
+        let view = log.database().view()?;
+        store.entries = log.fingerprint(&view)?.count;
+        drop(view);
+        store.missing_blobs = log.wanted()?.len() as u64;
+    }
+    if let Some(kv) = registry.kv_by_id(&info.id) {
+        store.keys = kv.count()?;
+        store.conflicts = kv.conflict_count()?;
+    }
+    Ok(store)
+}
+
+fn one(registry: &Registry, name: &str) -> Result<Arc<Log>, Failure> {
+    let id = if name == ROOT {
+        registry.mesh().root()
+    } else {
+        let stores = registry.stores();
+        let found = stores.iter().find(|store| store.name == name && store.damaged.is_none());
+        found.map(|store| store.id).ok_or_else(|| not_open(registry, name, "any"))?
+    };
+    registry.log(&id).ok_or_else(|| not_open(registry, name, "any"))
+}
+
+fn told(log: &Log, entry: &Entry, noop: Option<String>) -> LogEntry {
+    let header = entry.header();
+    LogEntry {
+        hash: entry.hash().0.to_vec(),
+        author: header.author.0.to_vec(),
+        author_name: log.membership().load().name(&header.author),
+        seq: header.seq,
+        hlc: header.hlc.0,
+        parents: header.parents().map(|parent| parent.0.to_vec()).collect(),
+        size: header.payload_len,
+        does: describe(log.kind(), entry),
+        noop,
+    }
+}
+
+type Sender = mpsc::Sender<Result<LogEntry, Status>>;
+
+/// The reader is gone: nothing is to be told to anyone.
+struct Gone;
+
+/// Sends the entries that are there, the last `last` of them if not 0, and gives their hashes.
+fn present(log: &Log, last: u64, answers: &Sender) -> Result<Result<HashSet<Hash>, Gone>, Failure> {
+    let mut sent = HashSet::new();
+    let mut from = (Hlc(0), Hash([0; 32]));
+    if last > 0 {
+        let mut left = last;
+        let view = log.database().view()?;
+        log.order(&view, from, true, &mut |hlc, hash| {
+            from = (hlc, hash);
+            left -= 1;
+            if left == 0 { Flow::Break(()) } else { Flow::Continue(()) }
+        })?;
+    }
+    // A view a page: a reader that takes its time must not keep old rows in the file.
+    loop {
+        let view = log.database().view()?;
+        let mut page = Vec::with_capacity(PAGE);
+        log.order(&view, from, false, &mut |hlc, hash| {
+            page.push((hlc, hash));
+            if page.len() < PAGE { Flow::Continue(()) } else { Flow::Break(()) }
+        })?;
+        let mut entries = Vec::with_capacity(page.len());
+        for (_, hash) in &page {
+            if let Some(entry) = log.get(&view, hash)?.filter(|_| sent.insert(*hash)) {
+                let noop = log.noop(&view, hash)?;
+                entries.push(told(log, &entry, noop));
+            }
+        }
+        drop(view);
+        for entry in entries {
+            if answers.blocking_send(Ok(entry)).is_err() {
+                return Ok(Err(Gone));
+            }
+        }
+        match page.last() {
+            Some(last) if page.len() == PAGE => from = *last,
+            Some(_) | None => return Ok(Ok(sent)),
+        }
+    }
+}
+
+async fn follow(log: Arc<Log>, request: LogRequest, answers: &Sender, stop: CancellationToken) -> Result<(), Failure> {
+    let mut events = log.subscribe();
+    let (scanned, told_to) = (log.clone(), answers.clone());
+    let Ok(sent) = blocking(move || present(&scanned, request.last, &told_to)).await? else { return Ok(()) };
+    if !request.follow {
+        return Ok(());
+    }
+    loop {
+        let event = tokio::select! {
+            event = events.recv() => event,
+            () = stop.cancelled() => return Ok(()),
+            () = answers.closed() => return Ok(()),
+        };
+        match event {
+            Ok(event) if event.store == log.store() && !sent.contains(&event.entry.hash()) => {
+                let entry = told(&log, &event.entry, event.effects.noop.clone());
+                if answers.send(Ok(entry)).await.is_err() {
+                    return Ok(());
+                }
+            }
+            Ok(_) => {}
+            Err(RecvError::Closed) => return Ok(()),
+            Err(RecvError::Lagged(_)) => {
+                return Err(Failure::new(Kind::Unavailable, "entries came faster than they were read")
+                    .hint("begin again; what was missed is in the log"));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tonic::async_trait]
+impl Stores for Service {
+    async fn create(&self, request: Request<CreateRequest>) -> Result<Response<CreateReply>, Status> {
+        let CreateRequest { name, kind } = request.into_inner();
+        self.host.create_store(name.clone(), kind).await?;
+        let store = list(&self.host).await?.into_iter().find(|store| store.name == name);
+        Ok(Response::new(CreateReply { store }))
+    }
+
+    async fn delete(&self, request: Request<DeleteStoreRequest>) -> Result<Response<DeleteStoreReply>, Status> {
+        self.host.delete_store(request.into_inner().name).await?;
+        Ok(Response::new(DeleteStoreReply {}))
+    }
+
+    async fn list(&self, _: Request<StoresRequest>) -> Result<Response<StoresReply>, Status> {
+        registry(self.host.as_ref())?;
+        Ok(Response::new(StoresReply { stores: list(&self.host).await? }))
+    }
+
+    type LogStream = Answers<LogEntry>;
+
+    async fn log(&self, request: Request<LogRequest>) -> Result<Response<Self::LogStream>, Status> {
+        let request = request.into_inner();
+        let log = one(registry(self.host.as_ref())?.as_ref(), &request.store)?;
+        let (answers, stream) = mpsc::channel(WAITING);
+        let stop = self.stop.clone();
+        tokio::spawn(async move {
+            if let Err(failure) = follow(log, request, &answers, stop).await {
+                // To a reader that is gone nothing can be told.
+                answers.send(Err(failure.into())).await.ok();
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}

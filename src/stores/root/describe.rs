@@ -1,0 +1,23 @@
+//! What an entry of the root store does, in words.
+
+use super::wire::{self, Op};
+use crate::replication::entry::Entry;
+
+/// A line an operation; none of a payload that this build can't read.
+#[must_use]
+pub fn describe(entry: &Entry) -> Vec<String> {
+    wire::decode(entry.payload()).unwrap_or_default().iter().map(line).collect()
+}
+
+fn line(op: &Op) -> String {
+    match op {
+        Op::Genesis { name, .. } => format!("found the mesh {name}"),
+        Op::AddMember { node, name, role } => format!("add {name} ({}) as {role}", node.short()),
+        Op::Invite { id, role, uses, .. } => format!("invite {} as {role}, for {uses}", id.short()),
+        Op::Redeem(redeem) => format!("{} ({}) joins", redeem.name, redeem.node.short()),
+        Op::CreateStore { name, kind } => format!("create the store {name} ({kind})"),
+        Op::DeleteStore { id } => format!("delete the store {}", id.short()),
+        Op::SetName { name } => format!("be called {name}"),
+        Op::Leave => "leave".into(),
+    }
+}
