@@ -337,14 +337,23 @@ impl Hub {
         if let Some(old) = peer.link.take() {
             old.connection.close(close::SUPERSEDED.into(), b"a newer connection took its place");
         }
-        let inbox = self.self_send.clone();
+        let (inbox, shared, stable) = (self.self_send.clone(), self.shared.clone(), connection.stable_id());
+        let on_end = move |end| {
+            // Here and now: whoever hears that the link is lost may ask for it at once.
+            shared.links.send_modify(|links| {
+                if links.get(&id).is_some_and(|current| current.stable_id() == stable) {
+                    links.remove(&id);
+                }
+            });
+            tell(&inbox, Internal::Ended { peer: id, link: number, end });
+        };
         let (outgoing, task) = session::start(
             *session,
             self.shared.greeting(),
             peer.last.take(),
             self.events.clone(),
             self.moved.subscribe(),
-            move |end| tell(&inbox, Internal::Ended { peer: id, link: number, end }),
+            on_end,
         );
         peer.last = Some(task);
         self.shared.links.send_modify(|links| {
@@ -361,9 +370,6 @@ impl Hub {
         }
         peer.link = None;
         peer.next = monotonic();
-        self.shared.links.send_modify(|links| {
-            links.remove(&id);
-        });
         if end.dead {
             self.shared.gate.drop_peer(&id);
         }
