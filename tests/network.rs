@@ -346,6 +346,25 @@ fn a_wanted_blob_is_fetched_from_the_member_that_has_it_when_a_link_comes_up() {
     });
 }
 
+#[test]
+fn a_blob_larger_than_was_stated_is_not_taken() {
+    let runtime = runtime();
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let (of_a, of_b, _a, b) = runtime.block_on(async {
+        let of_a = Blobs::open(dirs[0].path()).await.unwrap();
+        let of_b = Blobs::open(dirs[1].path()).await.unwrap();
+        let a = Station::with(1, &[1, 2], 0, Some(&of_a)).await;
+        let mut b = Station::with(2, &[1, 2], 0, Some(&of_b)).await;
+        b.want(&[a.at()]).await;
+        b.connected(id(1)).await;
+        (of_a, of_b, a, b)
+    });
+    let (hash, _) = of_a.add_bytes(&vec![3; 5_000_000]).unwrap();
+    assert!(of_b.fetch(&hash, 20_000, Duration::from_secs(1)).is_err());
+    assert_eq!(of_b.wanted().blobs, 1);
+    drop(b);
+}
+
 /// A client that follows no rule of ours: iroh itself, with a key of its own.
 async fn stranger(seed: u8) -> Endpoint {
     Endpoint::builder(presets::Minimal)

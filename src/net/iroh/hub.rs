@@ -162,7 +162,6 @@ impl Hub {
             }
         }
         self.topics.close();
-        self.shared.links.send_modify(BTreeMap::clear);
     }
 
     fn obey(&mut self, command: Command) {

@@ -63,6 +63,7 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 const BLOB_WINDOW: u32 = 1_250_000;
 /// How long closing may take.
 const SHUTDOWN: Duration = Duration::from_secs(3);
+const FIRST_ADDRESSES: Duration = Duration::from_secs(1);
 const EVENTS: usize = 256;
 const COMMANDS: usize = 1_024;
 
@@ -204,6 +205,7 @@ impl Node {
         let desk = Arc::new(desk::Desk::default());
         let router = route(&endpoint, &shared, &gossip, &desk, protocols);
         let stop = CancellationToken::new();
+        first_addresses(&endpoint).await;
         *shared.mine.lock().unwrap_or_else(PoisonError::into_inner) = direct_addresses(&endpoint);
         tokio::spawn(stop.clone().run_until_cancelled_owned(watch_addresses(endpoint.clone(), shared.clone())));
         if options.mdns {
@@ -473,6 +475,15 @@ impl ProtocolHandler for Sync {
             }
         }
         Ok(())
+    }
+}
+
+/// Waits until this machine's addresses are known, but not for long: it may have none.
+async fn first_addresses(endpoint: &Endpoint) {
+    let mut watcher = endpoint.watch_addr();
+    let known = async { while watcher.get().ip_addrs().next().is_none() && watcher.updated().await.is_ok() {} };
+    if tokio::time::timeout(FIRST_ADDRESSES, known).await.is_err() {
+        tracing::debug!("this machine has no address yet");
     }
 }
 
