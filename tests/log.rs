@@ -194,6 +194,7 @@ fn what_breaks_a_rule_is_refused_by_that_rule() {
     let fork = crafted(2, 0, None, vec![], Hlc::at(NOW).next(NOW));
     let verdict = Rejected::Fork { entry: fork.hash(), other: first.hash() };
     assert_eq!(include(&log, &fork), Verdict::Rejected(verdict));
+    assert_eq!(log.forks().unwrap(), [(node(2), 0)], "the proof is kept");
     let backwards = crafted(2, 1, Some(first.hash()), vec![], Hlc::at(NOW));
     assert_eq!(include(&log, &backwards), Verdict::Rejected(Rejected::Hlc(backwards.hash())));
     let reader = crafted(3, 0, None, vec![], Hlc::at(NOW));

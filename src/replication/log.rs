@@ -14,6 +14,7 @@
 //! | meta     | name               | counters |
 //! | noops    | hash               | why the entry did nothing |
 //! | wanted   | blob's hash        | its size: named by an entry, not here yet |
+//! | forks    | author, seq        | an entry that has this place besides the included one: proof against its author |
 //!
 //! The local number counts inclusions on this node; it never leaves it. Integers are big-endian.
 //! Sixteen bytes of a hash are enough to find an entry (a chance match is told by the entry itself) and
@@ -46,6 +47,7 @@ const META: Table = "meta";
 /// Why entries did nothing, by hash. Only the root store's machine, whose judgement of an entry may change, writes it itself.
 pub(crate) const NOOPS: Table = "noops";
 const WANTED: Table = "wanted";
+const FORKS: Table = "forks";
 
 const COUNT: &[u8] = b"count";
 const SUM: &[u8] = b"sum";
@@ -489,17 +491,22 @@ impl Log {
         let mut txn = Txn::new(&view);
         let mut verdicts = Vec::with_capacity(entries.len());
         let mut included = Vec::new();
+        let mut proofs = false;
         for entry in entries {
             let verdict = self.judge(&txn, head, entry)?;
             if verdict == Verdict::Included {
                 let effects = self.append(&mut txn, head, entry)?;
                 included.push((entry.clone(), effects));
             }
+            if let Verdict::Rejected(Rejected::Fork { .. }) = verdict {
+                txn.put(FORKS, chain_key(&entry.header().author, entry.header().seq), &entry.bytes()[..]);
+                proofs = true;
+            }
             verdicts.push(verdict);
         }
         let writes = txn.finish();
         drop(view);
-        if !included.is_empty() {
+        if proofs || !included.is_empty() {
             self.finish(writes, included, origin)?;
         }
         Ok(verdicts)
@@ -707,6 +714,23 @@ impl Log {
             (Some(hlc), Some(hash)) => visit(Hlc(hlc), hash),
             _ => Flow::Continue(()),
         })
+    }
+
+    /// The places in authors' chains that were seen to be forked: authors and numbers.
+    ///
+    /// # Errors
+    /// If the file can't be read.
+    pub fn forks(&self) -> Result<Vec<(NodeId, u64)>> {
+        let mut forks = Vec::new();
+        self.database.view()?.scan(FORKS, (Bound::Unbounded, Bound::Unbounded), false, &mut |key, _| {
+            if let (Some(author), Some(seq)) =
+                (key.get(..32).and_then(NodeId::from_slice), key.get(32..).and_then(number))
+            {
+                forks.push((author, seq));
+            }
+            Flow::Continue(())
+        })?;
+        Ok(forks)
     }
 
     /// Why the entry did nothing, if so.

@@ -1,1 +1,0 @@
-//! The mesh: its members, invites and stores.
