@@ -1,23 +1,29 @@
 //! One redb file and, before it, what is staged: visible at once, durable within milliseconds.
 //!
-//! A write is put into the *active* layer in memory, where every reader sees it. The flusher thread
-//! takes the active layer whole, writes it as one durable redb transaction, in key order, and starts
-//! again as soon as there is more: group commit. A [`View`] reads the layers over a redb snapshot, so
-//! it is consistent; [`Database::durable`] reads the snapshot alone, which is all that may leave the node.
+//! A write is put on the *active* layers in memory, where every reader sees it. The flusher thread takes them
+//! whole, writes them as one durable redb transaction, in key order, and starts again as soon as there is more:
+//! group commit. A [`View`] reads the layers of its moment over a redb snapshot, so it is consistent and nobody waits
+//! for it; [`Database::durable`] reads the snapshot alone, which is all that may leave the node.
 //!
-//! Invariants: staged sets enter redb in the order in which they were staged, each whole or not at
-//! all; of the locks, `staged` is taken before `progress`; `frozen` is `Some` only while the flusher writes it; after a failed commit nothing more is staged.
+//! Invariants: staged sets enter redb in the order in which they were staged, each whole or not at all; one commit at a
+//! time; of the locks, `committing` is taken before `staged`, and that before `progress`, none of them while `redb`
+//! works on the disk but `committing` and, when the file is reopened, `staged`. Layers stay in `frozen` until they are
+//! durable. After a failed commit nothing more is staged; if the disk was full, until a later try succeeds.
 
-use std::collections::BTreeMap;
-use std::ops::Bound;
-use std::ops::ControlFlow;
+mod layer;
+mod view;
+
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use redb::{ReadableDatabase, TableDefinition};
 
 use super::limits;
+pub use layer::Layer;
+use layer::Stack;
+pub use view::{Flow, Read, Txn, View, prefix};
 
 /// The name of a table: bytes to bytes, in the order of the bytes.
 pub type Table = &'static str;
@@ -26,6 +32,11 @@ pub type Table = &'static str;
 pub const FORMAT: u32 = 1;
 
 const FORMAT_TABLE: TableDefinition<'_, &str, u32> = TableDefinition::new("format");
+
+/// How often a full disk is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// What must be free on a disk that was full before it is tried again: this, and a multiple of what is staged.
+const ROOM: u64 = 4 * 1024 * 1024;
 
 /// What can go wrong with a store's file. Ours or the disk's fault, never a peer's.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -79,46 +90,12 @@ pub enum DatabaseError {
 /// The result of a use of the database.
 pub type Result<T> = std::result::Result<T, DatabaseError>;
 
-type Rows = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
-
-/// Writes in memory: per table, key to value, `None` where the key is removed.
-#[derive(Debug, Default, Clone)]
-pub struct Layer {
-    tables: BTreeMap<Table, Rows>,
-    bytes: usize,
-}
-
-impl Layer {
-    fn put(&mut self, table: Table, key: Vec<u8>, value: Option<Vec<u8>>) {
-        self.bytes += key.len() + value.as_ref().map_or(0, Vec::len) + 64;
-        self.tables.entry(table).or_default().insert(key, value);
-    }
-
-    fn get(&self, table: Table, key: &[u8]) -> Option<&Option<Vec<u8>>> {
-        self.tables.get(table)?.get(key)
-    }
-
-    fn absorb(&mut self, other: Self) {
-        self.bytes += other.bytes;
-        for (table, rows) in other.tables {
-            match self.tables.entry(table) {
-                std::collections::btree_map::Entry::Vacant(place) => {
-                    place.insert(rows);
-                }
-                std::collections::btree_map::Entry::Occupied(mut place) => place.get_mut().extend(rows),
-            }
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.tables.is_empty()
-    }
-}
-
 #[derive(Default)]
 struct Staged {
-    active: Layer,
-    frozen: Option<Arc<Layer>>,
+    /// `None` only while the file is reopened, or if that failed.
+    redb: Option<Arc<redb::Database>>,
+    active: Stack,
+    frozen: Stack,
 }
 
 /// How far staging and durability have come, in staged sets.
@@ -126,26 +103,31 @@ struct Staged {
 struct Progress {
     staged: u64,
     durable: u64,
-    /// Bytes in the active layer.
+    /// Bytes in the active layers.
     waiting: usize,
     stop: bool,
     failed: Option<DatabaseError>,
 }
 
 type OnDurable = Box<dyn Fn(u64) + Send + Sync>;
+type Open = Box<dyn Fn() -> Result<redb::Database> + Send + Sync>;
 
 struct Shared {
-    redb: redb::Database,
     path: PathBuf,
+    /// Opens the file anew; `None` if that can't be done.
+    open: Option<Open>,
     staged: RwLock<Staged>,
     progress: Mutex<Progress>,
     changed: Condvar,
+    committing: Mutex<()>,
     on_durable: Mutex<Option<OnDurable>>,
 }
 
 /// A store's file. Dropping it commits what is staged.
 pub struct Database {
     shared: Arc<Shared>,
+    /// Whether what is staged is committed without being asked.
+    automatic: bool,
     flusher: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -164,11 +146,33 @@ fn failure(path: &Path, error: impl Into<redb::Error>) -> DatabaseError {
     match error.into() {
         redb::Error::Corrupted(what) => DatabaseError::Corrupt { path, what },
         redb::Error::DatabaseAlreadyOpen => DatabaseError::InUse { path },
-        redb::Error::Io(error) if error.raw_os_error() == Some(libc::ENOSPC) => DatabaseError::Full { path },
-        redb::Error::Io(error) if error.kind() == std::io::ErrorKind::InvalidData => {
-            DatabaseError::Corrupt { path, what: format!("this is no store file ({error})") }
+        redb::Error::Io(error) if matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) => {
+            DatabaseError::Full { path }
+        }
+        redb::Error::Io(error)
+            if matches!(error.kind(), std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof) =>
+        {
+            DatabaseError::Corrupt { path, what: format!("this is no store file, or only a part of one ({error})") }
+        }
+        error @ (redb::Error::TableTypeMismatch { .. }
+        | redb::Error::TypeDefinitionChanged { .. }
+        | redb::Error::TableIsMultimap(_)
+        | redb::Error::UpgradeRequired(_)) => {
+            DatabaseError::Corrupt { path, what: format!("this is not a file of this program ({error})") }
         }
         source => DatabaseError::Io { path, source: Arc::new(source) },
+    }
+}
+
+/// Does `work` in redb, which panics on some damaged files: here that is an error like any other.
+fn guarded<T>(path: &Path, work: impl FnOnce() -> std::result::Result<T, redb::Error>) -> Result<T> {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
+        Ok(done) => done.map_err(|error| failure(path, error)),
+        Err(panic) => {
+            let said = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref().copied());
+            let what = format!("the file is damaged ({})", said.unwrap_or("no reason given"));
+            Err(DatabaseError::Corrupt { path: path.to_owned(), what })
+        }
     }
 }
 
@@ -178,8 +182,17 @@ impl Database {
     /// # Errors
     /// If the file can't be made or read, is damaged, newer, or in use.
     pub fn open(path: &Path, cache: usize) -> Result<Self> {
-        let redb = redb::Builder::new().set_cache_size(cache).create(path).map_err(|error| failure(path, error))?;
-        Self::with(redb, path, true)
+        let new = !path.exists();
+        let file = path.to_owned();
+        let open = move || guarded(&file, || Ok(redb::Builder::new().set_cache_size(cache).create(&file)?));
+        let redb = open()?;
+        let database = Self::with(redb, path, Some(Box::new(open)), true)?;
+        if new && let Some(dir) = path.parent() {
+            // The file's name must be as durable as what it will hold.
+            let synced = std::fs::File::open(dir).and_then(|dir| dir.sync_all());
+            synced.map_err(|error| failure(path, redb::Error::Io(error)))?;
+        }
+        Ok(database)
     }
 
     /// A database in memory whose staged writes become durable only by [`Database::flush`]: for simulation and tests.
@@ -188,31 +201,43 @@ impl Database {
     /// If redb refuses.
     pub fn in_memory(backend: impl redb::StorageBackend) -> Result<Self> {
         let path = Path::new("(memory)");
-        let redb = redb::Builder::new().create_with_backend(backend).map_err(|error| failure(path, error))?;
-        Self::with(redb, path, false)
+        let redb = guarded(path, || Ok(redb::Builder::new().create_with_backend(backend)?))?;
+        Self::with(redb, path, None, false)
     }
 
-    fn with(redb: redb::Database, path: &Path, flusher: bool) -> Result<Self> {
+    /// A database with a flusher, like a file's, on storage that `backend` gives, at each opening anew.
+    ///
+    /// # Errors
+    /// If redb refuses.
+    pub fn over<B: redb::StorageBackend>(backend: impl Fn() -> B + Send + Sync + 'static) -> Result<Self> {
+        let path = Path::new("(storage)");
+        let open = move || guarded(path, || Ok(redb::Builder::new().create_with_backend(backend())?));
+        Self::with(open()?, path, Some(Box::new(open)), true)
+    }
+
+    fn with(redb: redb::Database, path: &Path, open: Option<Open>, automatic: bool) -> Result<Self> {
         check_format(&redb, path)?;
         let shared = Arc::new(Shared {
-            redb,
             path: path.to_owned(),
-            staged: RwLock::default(),
+            open,
+            staged: RwLock::new(Staged { redb: Some(Arc::new(redb)), ..Staged::default() }),
             progress: Mutex::default(),
             changed: Condvar::new(),
+            committing: Mutex::default(),
             on_durable: Mutex::default(),
         });
-        let handle = if flusher {
+        let handle = if automatic {
             let shared = Arc::clone(&shared);
             let spawned = std::thread::Builder::new().name("store".into()).spawn(move || shared.run());
             Some(spawned.map_err(|error| failure(path, redb::Error::Io(error)))?)
         } else {
             None
         };
-        Ok(Self { shared, flusher: Mutex::new(handle) })
+        Ok(Self { shared, automatic, flusher: Mutex::new(handle) })
     }
 
-    /// Calls `hook` with the number of the last durable set after each durable commit, from the flusher's thread.
+    /// Calls `hook` with the number of the last durable set after each durable commit, from the flusher's thread, in
+    /// the order of the commits. It must not wait for this database.
     pub fn on_durable(&self, hook: impl Fn(u64) + Send + Sync + 'static) {
         *locked(&self.shared.on_durable) = Some(Box::new(hook));
     }
@@ -222,9 +247,12 @@ impl Database {
     /// # Errors
     /// If the file can't be read.
     pub fn view(&self) -> Result<View<'_>> {
-        let staged = self.shared.staged.read().unwrap_or_else(PoisonError::into_inner);
-        let txn = self.shared.redb.begin_read().map_err(|error| failure(&self.shared.path, error))?;
-        Ok(View { staged: Some(staged), txn, path: &self.shared.path })
+        let staged = self.shared.staged();
+        let mut layers = staged.frozen.clone();
+        layers.append(staged.active.clone());
+        // Under the lock, lest layers become durable in between: then they would lie over newer ones.
+        let txn = self.shared.snapshot(&staged)?;
+        Ok(View::new(layers, txn, &self.shared.path))
     }
 
     /// Only what survives a crash: all that may be shown to other nodes.
@@ -232,8 +260,8 @@ impl Database {
     /// # Errors
     /// If the file can't be read.
     pub fn durable(&self) -> Result<View<'_>> {
-        let txn = self.shared.redb.begin_read().map_err(|error| failure(&self.shared.path, error))?;
-        Ok(View { staged: None, txn, path: &self.shared.path })
+        let txn = self.shared.snapshot(&self.shared.staged())?;
+        Ok(View::new(Stack::default(), txn, &self.shared.path))
     }
 
     /// Waits while too much is staged, and says whether writes are taken: an error once a commit has failed.
@@ -243,28 +271,11 @@ impl Database {
     /// [`DatabaseError::Stopped`], or that the disk is full.
     pub fn ready(&self) -> Result<()> {
         let shared = &self.shared;
-        let flushing = locked(&self.flusher).is_some();
         let mut progress = locked(&shared.progress);
-        while flushing && progress.failed.is_none() && progress.waiting > limits::STAGED_BYTES {
+        while self.automatic && !progress.stop && progress.failed.is_none() && progress.waiting > limits::STAGED_BYTES {
             progress = shared.changed.wait(progress).unwrap_or_else(PoisonError::into_inner);
         }
-        match &progress.failed {
-            None => Ok(()),
-            Some(cause) => Err(self.stopped(cause)),
-        }
-    }
-
-    fn stopped(&self, cause: &DatabaseError) -> DatabaseError {
-        match cause {
-            DatabaseError::Full { .. } => cause.clone(),
-            DatabaseError::Io { .. }
-            | DatabaseError::Corrupt { .. }
-            | DatabaseError::Newer { .. }
-            | DatabaseError::InUse { .. }
-            | DatabaseError::Stopped { .. } => {
-                DatabaseError::Stopped { path: self.shared.path.clone(), cause: cause.to_string() }
-            }
-        }
+        shared.check(&progress)
     }
 
     /// Makes `writes` visible to all views and queues them for the next commit. Returns the set's number,
@@ -274,14 +285,12 @@ impl Database {
     /// If an earlier commit failed.
     pub fn stage(&self, writes: Layer) -> Result<u64> {
         let shared = &self.shared;
-        let mut staged = shared.staged.write().unwrap_or_else(PoisonError::into_inner);
+        let mut staged = shared.staged_mut();
         let mut progress = locked(&shared.progress);
-        if let Some(cause) = &progress.failed {
-            return Err(self.stopped(cause));
-        }
-        staged.active.absorb(writes);
+        shared.check(&progress)?;
+        staged.active.push(writes);
         progress.staged += 1;
-        progress.waiting = staged.active.bytes;
+        progress.waiting = staged.active.bytes();
         let number = progress.staged;
         drop(progress);
         drop(staged);
@@ -289,20 +298,28 @@ impl Database {
         Ok(number)
     }
 
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.shared.path
+    }
+
     /// Waits until the set of this number is durable.
     ///
     /// # Errors
-    /// If its commit failed: it is then lost with the process.
+    /// If its commit failed. If that was because the disk is full, it is tried again; otherwise the set is lost with
+    /// the process.
     pub fn wait(&self, number: u64) -> Result<()> {
-        if locked(&self.flusher).is_none() {
-            return self.flush();
-        }
-        let mut progress = locked(&self.shared.progress);
+        let shared = &self.shared;
+        let mut progress = locked(&shared.progress);
+        let number = number.min(progress.staged);
         while progress.durable < number {
-            if let Some(cause) = &progress.failed {
-                return Err(self.stopped(cause));
+            shared.check(&progress)?;
+            if !self.automatic || progress.stop {
+                drop(progress);
+                return shared.commit();
             }
-            progress = self.shared.changed.wait(progress).unwrap_or_else(PoisonError::into_inner);
+            progress = shared.changed.wait(progress).unwrap_or_else(PoisonError::into_inner);
         }
         Ok(())
     }
@@ -313,33 +330,30 @@ impl Database {
         locked(&self.shared.progress).staged
     }
 
-    /// Commits what is staged, on this thread.
+    /// Waits until all that is staged is durable; in a database in memory, commits it.
     ///
     /// # Errors
     /// If the commit fails.
     pub fn flush(&self) -> Result<()> {
-        if locked(&self.flusher).is_some() {
-            return self.wait(self.staged());
-        }
-        self.shared.commit()
+        if self.automatic { self.wait(self.staged()) } else { self.shared.commit() }
     }
 
-    /// Stops the flusher after it has committed what is staged.
+    /// Stops the flusher after it has committed what is staged. What is staged later is committed by
+    /// [`Database::wait`] or by dropping.
     ///
     /// # Errors
     /// If a commit failed.
     pub fn close(&self) -> Result<()> {
+        if !self.automatic {
+            return Ok(());
+        }
         locked(&self.shared.progress).stop = true;
         self.shared.changed.notify_all();
         let handle = locked(&self.flusher).take();
-        if let Some(handle) = handle {
-            if handle.join().is_err() {
-                let cause = "its writer thread ended early".to_owned();
-                return Err(DatabaseError::Stopped { path: self.shared.path.clone(), cause });
-            }
-            return self.ready();
+        if handle.is_some_and(|handle| handle.join().is_err()) {
+            tracing::error!(target: "store", path = %self.shared.path.display(), "the store's thread ended early");
         }
-        Ok(())
+        self.shared.commit()
     }
 }
 
@@ -352,341 +366,200 @@ impl Drop for Database {
 }
 
 impl Shared {
+    fn staged(&self) -> RwLockReadGuard<'_, Staged> {
+        self.staged.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn staged_mut(&self) -> RwLockWriteGuard<'_, Staged> {
+        self.staged.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn snapshot(&self, staged: &Staged) -> Result<redb::ReadTransaction> {
+        match &staged.redb {
+            Some(redb) => guarded(&self.path, || Ok(redb.begin_read()?)),
+            None => Err(match &locked(&self.progress).failed {
+                Some(cause) => cause.clone(),
+                None => DatabaseError::Stopped { path: self.path.clone(), cause: "the file is not open".into() },
+            }),
+        }
+    }
+
+    /// Whether writes are taken.
+    fn check(&self, progress: &Progress) -> Result<()> {
+        match &progress.failed {
+            None => Ok(()),
+            Some(full @ DatabaseError::Full { .. }) => Err(full.clone()),
+            Some(
+                cause @ (DatabaseError::Io { .. }
+                | DatabaseError::Corrupt { .. }
+                | DatabaseError::Newer { .. }
+                | DatabaseError::InUse { .. }
+                | DatabaseError::Stopped { .. }),
+            ) => Err(DatabaseError::Stopped { path: self.path.clone(), cause: cause.to_string() }),
+        }
+    }
+
     fn run(&self) {
+        let mut full = false;
         loop {
             let mut progress = locked(&self.progress);
             while progress.staged == progress.durable && !progress.stop {
                 progress = self.changed.wait(progress).unwrap_or_else(PoisonError::into_inner);
             }
-            let done = progress.stop && progress.staged == progress.durable;
+            let done = progress.stop;
             drop(progress);
             if done {
+                // What is left is committed by whoever closes.
                 return;
             }
-            if let Err(error) = self.commit() {
-                tracing::error!(target: "store", %error, "commit failed: the store takes no more writes");
+            match self.commit() {
+                Ok(()) => full = false,
+                Err(error @ DatabaseError::Full { .. }) => {
+                    if !std::mem::replace(&mut full, true) {
+                        tracing::error!(target: "store", %error, "writes are refused until there is room");
+                    }
+                    self.await_room();
+                }
+                Err(error) => {
+                    tracing::error!(target: "store", %error, "commit failed: the store takes no more writes");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Waits until the disk may have room again, or the database is closed.
+    fn await_room(&self) {
+        let need = ROOM + 8 * self.staged().frozen.bytes() as u64;
+        let mut progress = locked(&self.progress);
+        while !progress.stop {
+            progress = self.changed.wait_timeout(progress, RETRY).unwrap_or_else(PoisonError::into_inner).0;
+            // If the system does not say how much is free, the commit will.
+            let free = nix::sys::statvfs::statvfs(&self.path);
+            if free.map_or(true, |free| free.blocks_available() * free.fragment_size() >= need) {
                 return;
             }
         }
     }
 
-    /// Moves the active layer into redb, durably.
+    /// Moves the active layers, and those of a commit that failed before, into redb, durably.
     fn commit(&self) -> Result<()> {
-        let (layer, number) = {
-            let mut staged = self.staged.write().unwrap_or_else(PoisonError::into_inner);
+        let one_at_a_time = locked(&self.committing);
+        let (redb, layers, number) = {
+            let mut staged = self.staged_mut();
             let mut progress = locked(&self.progress);
-            let number = progress.staged;
-            progress.waiting = 0;
-            drop(progress);
-            let layer = Arc::new(std::mem::take(&mut staged.active));
-            staged.frozen = Some(Arc::clone(&layer));
-            (layer, number)
-        };
-        let result = if layer.is_empty() { Ok(()) } else { self.write(&layer) };
-        let mut staged = self.staged.write().unwrap_or_else(PoisonError::into_inner);
-        let mut progress = locked(&self.progress);
-        match &result {
-            Ok(()) => {
-                staged.frozen = None;
-                progress.durable = number;
+            match self.check(&progress) {
+                Ok(()) | Err(DatabaseError::Full { .. }) => {}
+                Err(stopped) => return Err(stopped),
             }
-            // The layer stays readable: what was acknowledged as visible remains so until the process ends.
-            Err(error) => progress.failed = Some(error.clone()),
-        }
-        drop(progress);
-        drop(staged);
+            progress.waiting = 0;
+            let number = progress.staged;
+            drop(progress);
+            let active = std::mem::take(&mut staged.active);
+            staged.frozen.append(active);
+            (staged.redb.clone(), staged.frozen.clone(), number)
+        };
+        let result = match &redb {
+            _ if layers.is_empty() => Ok(()),
+            Some(redb) => guarded(&self.path, || write(redb, &layers)),
+            None => Err(DatabaseError::Full { path: self.path.clone() }),
+        };
+        drop(redb);
+        self.settle(&result, number);
         self.changed.notify_all();
-        if result.is_ok()
-            && let Some(hook) = &*locked(&self.on_durable)
-        {
-            hook(number);
+        if result.is_ok() {
+            self.tell(number);
         }
+        drop(one_at_a_time);
         result
     }
 
-    fn write(&self, layer: &Layer) -> Result<()> {
-        let fail = |error: redb::Error| failure(&self.path, error);
-        let mut txn = self.redb.begin_write().map_err(|error| fail(error.into()))?;
-        txn.set_durability(redb::Durability::Immediate).map_err(|error| fail(error.into()))?;
-        txn.set_quick_repair(true);
-        for (table, rows) in &layer.tables {
-            let definition: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new(table);
-            let mut table = txn.open_table(definition).map_err(|error| fail(error.into()))?;
-            for (key, value) in rows {
-                match value {
-                    Some(value) => table.insert(key.as_slice(), value.as_slice()).map(drop),
-                    None => table.remove(key.as_slice()).map(drop),
+    /// Calls the hook. A fault in it must not end the flusher.
+    fn tell(&self, number: u64) {
+        if let Some(hook) = &*locked(&self.on_durable)
+            && std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| hook(number))).is_err()
+        {
+            tracing::error!(target: "store", "telling of durable writes failed");
+        }
+    }
+
+    /// Notes what became of the commit of all sets up to `number`.
+    fn settle(&self, result: &Result<()>, number: u64) {
+        let mut staged = self.staged_mut();
+        match result {
+            Ok(()) => {
+                let durable = std::mem::take(&mut staged.frozen);
+                let mut progress = locked(&self.progress);
+                progress.durable = number;
+                progress.failed = None;
+                drop(progress);
+                drop(staged);
+                drop(durable);
+            }
+            // The layers stay readable: what was acknowledged as visible remains so until the process ends.
+            Err(error) => {
+                locked(&self.progress).failed = Some(error.clone());
+                // After a failed write redb reads no more either, until it is opened anew.
+                if let (DatabaseError::Full { .. }, Some(open)) = (error, &self.open) {
+                    staged.redb = None;
+                    match open() {
+                        Ok(redb) => staged.redb = Some(Arc::new(redb)),
+                        // Tried again with the next commit.
+                        Err(DatabaseError::Full { .. }) => {}
+                        Err(error) => locked(&self.progress).failed = Some(error),
+                    }
                 }
-                .map_err(|error| fail(error.into()))?;
             }
         }
-        txn.commit().map_err(|error| fail(error.into()))
     }
+}
+
+fn write(redb: &redb::Database, layers: &Stack) -> std::result::Result<(), redb::Error> {
+    let mut txn = redb.begin_write()?;
+    txn.set_durability(redb::Durability::Immediate)?;
+    txn.set_quick_repair(true);
+    for name in layers.tables() {
+        let definition: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new(name);
+        let mut table = txn.open_table(definition)?;
+        layers.each(name, |key, value| match value {
+            Some(value) => table.insert(key, value).map(drop),
+            None => table.remove(key).map(drop),
+        })?;
+    }
+    txn.commit()?;
+    Ok(())
 }
 
 fn check_format(redb: &redb::Database, path: &Path) -> Result<()> {
-    let txn = redb.begin_read().map_err(|error| failure(path, error))?;
-    let found = match txn.open_table(FORMAT_TABLE) {
-        Ok(table) => table.get("format").map_err(|error| failure(path, error))?.map(|found| found.value()),
-        Err(redb::TableError::TableDoesNotExist(_)) => None,
-        Err(error) => return Err(failure(path, error)),
-    };
-    drop(txn);
+    let (found, empty) = guarded(path, || {
+        let txn = redb.begin_read()?;
+        let found = match txn.open_table(FORMAT_TABLE) {
+            Ok(table) => table.get("format")?.map(|found| found.value()),
+            Err(redb::TableError::TableDoesNotExist(_)) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let empty = txn.list_tables()?.next().is_none() && txn.list_multimap_tables()?.next().is_none();
+        Ok((found, empty))
+    })?;
     match found {
         Some(FORMAT) => Ok(()),
         Some(found) => Err(DatabaseError::Newer { path: path.to_owned(), found }),
-        None => {
-            let txn = redb.begin_write().map_err(|error| failure(path, error))?;
-            {
-                let mut table = txn.open_table(FORMAT_TABLE).map_err(|error| failure(path, error))?;
-                table.insert("format", FORMAT).map_err(|error| failure(path, error))?;
-            }
-            txn.commit().map_err(|error| failure(path, error))
+        None if !empty => {
+            Err(DatabaseError::Corrupt { path: path.to_owned(), what: "this is not a file of this program".into() })
         }
-    }
-}
-
-/// What a scan's callback answers: go on, or stop.
-pub type Flow = ControlFlow<()>;
-
-/// Reading of rows, with what is written on top of them.
-pub trait Read {
-    /// The value at `key`.
-    ///
-    /// # Errors
-    /// If the file can't be read.
-    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>>;
-
-    /// Calls `visit` for the rows of `table` whose keys lie in `range`, in the keys' order, or against it if `reverse`.
-    /// `visit` must not use this store.
-    ///
-    /// # Errors
-    /// If the file can't be read.
-    fn scan(
-        &self,
-        table: Table,
-        range: (Bound<&[u8]>, Bound<&[u8]>),
-        reverse: bool,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
-    ) -> Result<()>;
-}
-
-/// The range of all keys that begin with `prefix`; `end` is scratch space that outlives it.
-#[must_use]
-pub fn prefix<'a>(prefix: &'a [u8], end: &'a mut Vec<u8>) -> (Bound<&'a [u8]>, Bound<&'a [u8]>) {
-    *end = prefix.to_vec();
-    while end.last() == Some(&0xff) {
-        end.pop();
-    }
-    match end.last_mut() {
-        None => (Bound::Included(prefix), Bound::Unbounded),
-        Some(last) => {
-            *last += 1;
-            (Bound::Included(prefix), Bound::Excluded(end))
-        }
-    }
-}
-
-/// A consistent reading of the database. Hold it briefly: while it lives nothing can be staged.
-pub struct View<'a> {
-    staged: Option<RwLockReadGuard<'a, Staged>>,
-    txn: redb::ReadTransaction,
-    path: &'a Path,
-}
-
-impl std::fmt::Debug for View<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("View").field("path", &self.path).finish_non_exhaustive()
-    }
-}
-
-impl View<'_> {
-    fn layers(&self) -> impl Iterator<Item = &Layer> {
-        self.staged.iter().flat_map(|staged| std::iter::once(&staged.active).chain(staged.frozen.as_deref()))
-    }
-
-    fn table(&self, table: Table) -> Result<Option<redb::ReadOnlyTable<&'static [u8], &'static [u8]>>> {
-        match self.txn.open_table(TableDefinition::new(table)) {
-            Ok(table) => Ok(Some(table)),
-            Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
-            Err(error) => Err(failure(self.path, error)),
-        }
-    }
-
-    fn scan_with(
-        &self,
-        top: Option<&Layer>,
-        name: Table,
-        range: (Bound<&[u8]>, Bound<&[u8]>),
-        reverse: bool,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
-    ) -> Result<()> {
-        if is_empty(range) {
-            return Ok(());
-        }
-        let mut layers: Vec<_> = top
-            .into_iter()
-            .chain(self.layers())
-            .filter_map(|layer| layer.tables.get(name))
-            .map(|rows| Source::new(rows.range::<[u8], _>(range), reverse))
-            .collect();
-        let table = self.table(name)?;
-        let mut base = match &table {
-            Some(table) => Some(table.range::<&[u8]>(range).map_err(|error| failure(self.path, error))?),
-            None => None,
-        };
-        let mut step = || -> Result<_> {
-            let row = match &mut base {
-                None => None,
-                Some(range) if reverse => range.next_back(),
-                Some(range) => range.next(),
-            };
-            row.transpose().map_err(|error| failure(self.path, error))
-        };
-        let mut below = step()?;
-        loop {
-            // The nearest key of any source; among equals the newest layer's value counts.
-            let mut nearest: Option<&[u8]> = below.as_ref().map(|(key, _)| key.value());
-            for source in &layers {
-                if let Some((key, _)) = source.head
-                    && nearest.is_none_or(|best| if reverse { key.as_slice() > best } else { key.as_slice() < best })
-                {
-                    nearest = Some(key);
-                }
-            }
-            let Some(nearest) = nearest else { return Ok(()) };
-            let newest = layers
-                .iter()
-                .find_map(|source| source.head.filter(|(key, _)| key.as_slice() == nearest).map(|(_, value)| value));
-            let flow = match (newest, &below) {
-                (Some(Some(value)), _) => visit(nearest, value),
-                (Some(None), _) => Flow::Continue(()),
-                (None, Some((_, value))) => visit(nearest, value.value()),
-                (None, None) => Flow::Continue(()),
-            };
-            if flow.is_break() {
-                return Ok(());
-            }
-            let advance_base = below.as_ref().is_some_and(|(key, _)| key.value() == nearest);
-            let nearest = if layers.is_empty() { Vec::new() } else { nearest.to_vec() };
-            for source in &mut layers {
-                source.pass(&nearest);
-            }
-            if advance_base {
-                below = step()?;
-            }
-        }
-    }
-}
-
-fn is_empty((start, end): (Bound<&[u8]>, Bound<&[u8]>)) -> bool {
-    match (start, end) {
-        (Bound::Included(start), Bound::Included(end)) => start > end,
-        (Bound::Included(start) | Bound::Excluded(start), Bound::Excluded(end))
-        | (Bound::Excluded(start), Bound::Included(end)) => start >= end,
-        (Bound::Unbounded, _) | (_, Bound::Unbounded) => false,
-    }
-}
-
-struct Source<'a> {
-    rows: std::collections::btree_map::Range<'a, Vec<u8>, Option<Vec<u8>>>,
-    head: Option<(&'a Vec<u8>, &'a Option<Vec<u8>>)>,
-    reverse: bool,
-}
-
-impl<'a> Source<'a> {
-    fn new(rows: std::collections::btree_map::Range<'a, Vec<u8>, Option<Vec<u8>>>, reverse: bool) -> Self {
-        let mut source = Self { rows, head: None, reverse };
-        source.advance();
-        source
-    }
-
-    fn advance(&mut self) {
-        self.head = if self.reverse { self.rows.next_back() } else { self.rows.next() };
-    }
-
-    fn pass(&mut self, key: &[u8]) {
-        if self.head.is_some_and(|(head, _)| head.as_slice() == key) {
-            self.advance();
-        }
-    }
-}
-
-impl Read for View<'_> {
-    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        for layer in self.layers() {
-            if let Some(value) = layer.get(table, key) {
-                return Ok(value.clone());
-            }
-        }
-        let Some(table) = self.table(table)? else { return Ok(None) };
-        let value = table.get(key).map_err(|error| failure(self.path, error))?;
-        Ok(value.map(|value| value.value().to_vec()))
-    }
-
-    fn scan(
-        &self,
-        table: Table,
-        range: (Bound<&[u8]>, Bound<&[u8]>),
-        reverse: bool,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
-    ) -> Result<()> {
-        self.scan_with(None, table, range, reverse, visit)
-    }
-}
-
-/// Reading with writes of one's own on top: what a state machine applies an entry in.
-#[derive(Debug)]
-pub struct Txn<'a> {
-    view: &'a View<'a>,
-    writes: Layer,
-}
-
-impl<'a> Txn<'a> {
-    /// A transaction over `view`.
-    #[must_use]
-    pub fn new(view: &'a View<'a>) -> Self {
-        Self { view, writes: Layer::default() }
-    }
-
-    /// Sets a row.
-    pub fn put(&mut self, table: Table, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) {
-        self.writes.put(table, key.into(), Some(value.into()));
-    }
-
-    /// Removes a row.
-    pub fn remove(&mut self, table: Table, key: impl Into<Vec<u8>>) {
-        self.writes.put(table, key.into(), None);
-    }
-
-    /// The writes, for [`Database::stage`].
-    #[must_use]
-    pub fn finish(self) -> Layer {
-        self.writes
-    }
-}
-
-impl Read for Txn<'_> {
-    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        match self.writes.get(table, key) {
-            Some(value) => Ok(value.clone()),
-            None => self.view.get(table, key),
-        }
-    }
-
-    fn scan(
-        &self,
-        table: Table,
-        range: (Bound<&[u8]>, Bound<&[u8]>),
-        reverse: bool,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
-    ) -> Result<()> {
-        self.view.scan_with(Some(&self.writes), table, range, reverse, visit)
+        None => guarded(path, || {
+            let txn = redb.begin_write()?;
+            txn.open_table(FORMAT_TABLE)?.insert("format", FORMAT)?;
+            txn.commit()?;
+            Ok(())
+        }),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Bound;
+
     use super::*;
 
     fn memory() -> Database {
@@ -762,7 +635,7 @@ mod tests {
         drop(db);
         let db = Database::open(&path, 1 << 20).unwrap();
         assert_eq!(all(&db.durable().unwrap(), false), ["a=1"]);
-        let txn = db.shared.redb.begin_write().unwrap();
+        let txn = db.shared.staged().redb.as_ref().unwrap().begin_write().unwrap();
         txn.open_table(FORMAT_TABLE).unwrap().insert("format", FORMAT + 1).unwrap();
         txn.commit().unwrap();
         drop(db);

@@ -216,6 +216,13 @@ pub struct Durable {
 /// Called with each group of entries that became durable, on the store's own thread: it must not block.
 pub type Outbox = Box<dyn Fn(Durable) + Send + Sync>;
 
+/// What waits to become durable, with the number of its staged set, and who is told of it then.
+#[derive(Default)]
+struct Outgoing {
+    waiting: VecDeque<(u64, Entry, Origin)>,
+    outbox: Option<Arc<Outbox>>,
+}
+
 struct Head {
     next: u64,
     fingerprint: Fingerprint,
@@ -230,9 +237,10 @@ pub struct Log {
     clock: Arc<dyn Clock>,
     machine: Arc<dyn StateMachine>,
     membership: SharedMembership,
-    head: Mutex<Head>,
+    /// `None` after work that failed half-way: then it is read anew.
+    head: Mutex<Option<Head>>,
     events: broadcast::Sender<Arc<Event>>,
-    outgoing: Arc<Mutex<VecDeque<(u64, Entry, Origin)>>>,
+    outgoing: Arc<Mutex<Outgoing>>,
     database: Database,
 }
 
@@ -278,6 +286,10 @@ fn order_key(hlc: Hlc, hash: &Hash) -> Vec<u8> {
     [&hlc.0.to_be_bytes()[..], &hash.0].concat()
 }
 
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn number(bytes: &[u8]) -> Option<u64> {
     bytes.first_chunk().map(|bytes| u64::from_be_bytes(*bytes))
 }
@@ -296,7 +308,6 @@ impl Log {
     /// # Errors
     /// If it can't be read.
     pub fn with(database: Database, parts: Parts) -> Result<Self> {
-        let head = Self::head(&database.view()?)?;
         let log = Self {
             store: parts.store,
             me: NodeId(parts.key.verifying_key().to_bytes()),
@@ -304,37 +315,80 @@ impl Log {
             clock: parts.clock,
             machine: parts.machine,
             membership: parts.membership,
-            head: Mutex::new(head),
+            head: Mutex::new(None),
             events: parts.events,
             outgoing: Arc::default(),
             database,
         };
+        log.check()?;
+        log.collect();
         if log.database.view()?.get(META, REBUILDING)?.is_some() {
             log.rebuild()?;
         }
         Ok(log)
     }
 
+    /// Checks what is cheap to check: that the file is this store's, that its ends are where its counters say, and
+    /// that this node's own chain can be continued without a fork.
+    fn check(&self) -> Result<()> {
+        let view = self.database.view()?;
+        let count = Self::head(&view)?.next;
+        let mut last = None;
+        view.scan(ENTRIES, (Bound::Unbounded, Bound::Unbounded), true, &mut |key, _| {
+            last = number(key);
+            Flow::Break(())
+        })?;
+        if last.map_or(0, |last| last + 1) != count {
+            return Err(self.damaged(&format!("{count} entries are counted, the last has the number {last:?}")));
+        }
+        if count > 0 {
+            let first = self.entry_in(&view, &0u64.to_be_bytes())?;
+            if first.header().store != self.store && first.hash().0 != self.store.0 {
+                return Err(self.damaged(&format!("it is the file of another store, {}", first.header().store)));
+            }
+            self.entry_in(&view, &(count - 1).to_be_bytes())?;
+        }
+        self.tip_in(&view, &self.me)?.map_or(Ok(()), |tip| match self.at_in(&view, &self.me, tip.seq)? {
+            Some(entry) if entry.hash() == tip.hash => Ok(()),
+            Some(_) | None => Err(self.damaged("this node's last entry is not there")),
+        })
+    }
+
+    fn damaged(&self, what: &str) -> DatabaseError {
+        DatabaseError::Corrupt { path: self.database.path().to_owned(), what: what.to_owned() }
+    }
+
     fn head(view: &View<'_>) -> Result<Head> {
-        let mut fingerprint = Fingerprint::default();
-        if let Some(count) = view.get(META, COUNT)?.as_deref().and_then(number) {
-            fingerprint.count = count;
-        }
-        if let Some(sum) = view.get(META, SUM)?.and_then(|sum| sum.try_into().ok()) {
-            fingerprint.sum = sum;
-        }
+        let fingerprint = Self::counters(view)?;
         let mut frontier = BTreeMap::new();
+        let mut broken = false;
         view.scan(FRONTIER, (Bound::Unbounded, Bound::Unbounded), false, &mut |key, value| {
-            if let (Some(hash), Some(hlc)) = (Hash::from_slice(key), number(value)) {
-                frontier.insert(hash, Hlc(hlc));
+            match (Hash::from_slice(key), number(value)) {
+                (Some(hash), Some(hlc)) => drop(frontier.insert(hash, Hlc(hlc))),
+                _ => broken = true,
             }
             Flow::Continue(())
         })?;
+        if broken || frontier.is_empty() != (fingerprint.count == 0) {
+            return Err(view.damaged("its frontier does not read back"));
+        }
         Ok(Head { next: fingerprint.count, fingerprint, frontier })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Head> {
-        self.head.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Does `work` with the head. If that fails half-way, the head may be ahead of what was staged: it is dropped, and
+    /// read anew by the next one.
+    fn with_head<T, E: From<DatabaseError>>(
+        &self,
+        work: impl FnOnce(&mut Head) -> std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
+        let mut place = locked(&self.head);
+        let mut head = match place.take() {
+            Some(head) => head,
+            None => Self::head(&self.database.view()?)?,
+        };
+        let done = work(&mut head)?;
+        *place = Some(head);
+        Ok(done)
     }
 
     /// The store's id.
@@ -379,16 +433,25 @@ impl Log {
         self.events.subscribe()
     }
 
-    /// Gives every entry to `outbox` once it is durable.
+    /// Gives to `outbox`, in place of the one before, every entry that becomes durable from now on. What is durable
+    /// already, [`Database::durable`] shows.
     pub fn outbox(&self, outbox: Outbox) {
+        locked(&self.outgoing).outbox = Some(Arc::new(outbox));
+    }
+
+    /// Follows what becomes durable, also when nobody is told of it: it must not pile up.
+    fn collect(&self) {
         let outgoing = Arc::clone(&self.outgoing);
         let store = self.store;
         self.database.on_durable(move |durable| {
-            let mut waiting = outgoing.lock().unwrap_or_else(PoisonError::into_inner);
-            let ready = waiting.iter().take_while(|(number, ..)| *number <= durable).count();
-            let entries: Vec<_> = waiting.drain(..ready).map(|(_, entry, origin)| (entry, origin)).collect();
-            drop(waiting);
-            if !entries.is_empty() {
+            let mut outgoing = locked(&outgoing);
+            let ready = outgoing.waiting.partition_point(|(number, ..)| *number <= durable);
+            let entries: Vec<_> = outgoing.waiting.drain(..ready).map(|(_, entry, origin)| (entry, origin)).collect();
+            let outbox = outgoing.outbox.clone();
+            drop(outgoing);
+            if !entries.is_empty()
+                && let Some(outbox) = outbox
+            {
                 outbox(Durable { store, entries });
             }
         });
@@ -404,9 +467,7 @@ impl Log {
             return Err(SubmitError::NotAllowed);
         }
         self.database.ready()?;
-        let mut head = self.lock();
-        let result = self.submit_locked(&mut head, payload, origin);
-        self.restore(&mut head, result)
+        self.with_head(|head| self.submit_locked(head, payload, origin))
     }
 
     fn submit_locked(
@@ -436,6 +497,9 @@ impl Log {
             payload_len: 0,
             payload_hash: Hash([0; 32]),
         };
+        if view.get(CHAINS, &chain_key(&self.me, header.seq))?.is_some() {
+            return Err(self.damaged("this node's chain goes on behind its tip").into());
+        }
         let entry = Entry::sign(&self.key, header, payload)?;
         let mut txn = Txn::new(&view);
         let effects = self.append(&mut txn, head, &entry)?;
@@ -470,20 +534,7 @@ impl Log {
     /// If the store can't be read or takes no writes.
     pub fn include(&self, entries: &[Entry], origin: Origin) -> Result<Vec<Verdict>> {
         self.database.ready()?;
-        let mut head = self.lock();
-        let result = self.include_locked(&mut head, entries, origin);
-        self.restore(&mut head, result)
-    }
-
-    /// After a failure the head in memory may be ahead of what was staged: it is read anew.
-    fn restore<T, E>(&self, head: &mut Head, result: std::result::Result<T, E>) -> std::result::Result<T, E>
-    where
-        E: From<DatabaseError>,
-    {
-        if result.is_err() {
-            *head = Self::head(&self.database.view()?)?;
-        }
-        result
+        self.with_head(|head| self.include_locked(head, entries, origin))
     }
 
     fn include_locked(&self, head: &mut Head, entries: &[Entry], origin: Origin) -> Result<Vec<Verdict>> {
@@ -531,13 +582,15 @@ impl Log {
         let tip = self.tip_in(txn, &header.author)?;
         let next = tip.map_or(0, |tip| tip.seq + 1);
         if header.seq < next {
-            let other = self.at_in(txn, &header.author, header.seq)?.map(|other| other.hash());
-            return Ok(match other {
-                Some(other) if other != hash => Verdict::Rejected(Rejected::Fork { entry: hash, other }),
-                _ => Verdict::Duplicate,
+            let other = self.at_in(txn, &header.author, header.seq)?;
+            let other = other.ok_or_else(|| self.damaged("a chain has a gap"))?.hash();
+            return Ok(match other == hash {
+                true => Verdict::Duplicate,
+                false => Verdict::Rejected(Rejected::Fork { entry: hash, other }),
             });
         }
-        if header.hlc.millis() > self.clock.now().after(limits::CLOCK_AHEAD) {
+        // The hash that the store is named by vouches for genesis, so its stamp need not be trusted.
+        if !genesis && header.hlc.millis() > self.clock.now().after(limits::CLOCK_AHEAD) {
             let due = header.hlc.millis().0.saturating_sub(u64::try_from(limits::CLOCK_AHEAD.as_millis()).unwrap_or(0));
             return Ok(Verdict::Early(Millis(due)));
         }
@@ -598,10 +651,10 @@ impl Log {
     }
 
     fn finish(&self, writes: super::database::Layer, included: Vec<(Entry, Effects)>, origin: Origin) -> Result<u64> {
-        // The outbox is filled under its lock around staging, so that the commit can't overtake it.
-        let mut outgoing = self.outgoing.lock().unwrap_or_else(PoisonError::into_inner);
+        // The lock is held around staging, so that the commit can't overtake the queue.
+        let mut outgoing = locked(&self.outgoing);
         let staged = self.database.stage(writes)?;
-        outgoing.extend(included.iter().map(|(entry, _)| (staged, entry.clone(), origin)));
+        outgoing.waiting.extend(included.iter().map(|(entry, _)| (staged, entry.clone(), origin)));
         drop(outgoing);
         for (entry, effects) in included {
             // Nobody listening is no failure.
@@ -619,7 +672,8 @@ impl Log {
     }
 
     fn tip_in(&self, read: &impl Read, author: &NodeId) -> Result<Option<Tip>> {
-        Ok(read.get(TIPS, &author.0)?.as_deref().and_then(Tip::decode))
+        let row = read.get(TIPS, &author.0)?;
+        row.map(|row| Tip::decode(&row).ok_or_else(|| self.damaged("a tip does not read back"))).transpose()
     }
 
     fn stamp_in(&self, read: &impl Read, hash: &Hash) -> Result<Option<Hlc>> {
@@ -627,19 +681,14 @@ impl Log {
         Ok(row.and_then(|row| row.last_chunk().map(|hlc| Hlc(u64::from_be_bytes(*hlc)))))
     }
 
-    fn entry_in(&self, read: &impl Read, local: &[u8]) -> Result<Option<Entry>> {
-        let Some(bytes) = read.get(ENTRIES, local)? else { return Ok(None) };
-        Entry::decode_trusted(bytes.into()).map(Some).map_err(|error| DatabaseError::Corrupt {
-            path: self.store.to_string().into(),
-            what: format!("an entry does not read back: {error}"),
-        })
+    fn entry_in(&self, read: &impl Read, local: &[u8]) -> Result<Entry> {
+        let bytes = read.get(ENTRIES, local)?.ok_or_else(|| self.damaged("an entry is not there"))?;
+        Entry::decode_trusted(bytes.into())
+            .map_err(|error| self.damaged(&format!("an entry does not read back: {error}")))
     }
 
     fn at_in(&self, read: &impl Read, author: &NodeId, seq: u64) -> Result<Option<Entry>> {
-        match read.get(CHAINS, &chain_key(author, seq))? {
-            Some(local) => self.entry_in(read, &local),
-            None => Ok(None),
-        }
+        read.get(CHAINS, &chain_key(author, seq))?.map(|local| self.entry_in(read, &local)).transpose()
     }
 
     /// The entry of this author and number, durable or not.
@@ -657,7 +706,7 @@ impl Log {
     pub fn get(&self, view: &View<'_>, hash: &Hash) -> Result<Option<Entry>> {
         let Some(row) = view.get(HASHES, &hash.0[..16])? else { return Ok(None) };
         let entry = self.entry_in(view, &row[..8.min(row.len())])?;
-        Ok(entry.filter(|entry| entry.hash() == *hash))
+        Ok((entry.hash() == *hash).then_some(entry))
     }
 
     /// The last entry of each author's chain.
@@ -680,19 +729,26 @@ impl Log {
     /// # Errors
     /// If the file can't be read.
     pub fn fingerprint(&self, view: &View<'_>) -> Result<Fingerprint> {
-        Ok(Self::head_meta(view)?.unwrap_or_default())
+        Self::counters(view)
     }
 
-    fn head_meta(view: &View<'_>) -> Result<Option<Fingerprint>> {
-        let count = view.get(META, COUNT)?.as_deref().and_then(number);
-        let sum = view.get(META, SUM)?.and_then(|sum| sum.try_into().ok());
-        Ok(count.zip(sum).map(|(count, sum)| Fingerprint { count, sum }))
+    fn counters(view: &View<'_>) -> Result<Fingerprint> {
+        match (view.get(META, COUNT)?, view.get(META, SUM)?) {
+            (None, None) => Ok(Fingerprint::default()),
+            (Some(count), Some(sum)) => number(&count)
+                .zip(sum.try_into().ok())
+                .map(|(count, sum)| Fingerprint { count, sum })
+                .ok_or_else(|| view.damaged("its counters do not read back")),
+            (Some(_), None) | (None, Some(_)) => Err(view.damaged("one of its counters is not there")),
+        }
     }
 
     /// The entries that no other entry names yet.
-    #[must_use]
-    pub fn frontier(&self) -> Vec<Hash> {
-        self.lock().frontier.keys().copied().collect()
+    ///
+    /// # Errors
+    /// If the file can't be read.
+    pub fn frontier(&self) -> Result<Vec<Hash>> {
+        self.with_head(|head| Ok(head.frontier.keys().copied().collect()))
     }
 
     /// Calls `visit` with (hlc, hash) of all entries from `from` on, in that order: a linear extension of causality.
@@ -761,13 +817,12 @@ impl Log {
     /// # Errors
     /// If the store takes no writes.
     pub fn arrived(&self, blob: &Hash) -> Result<()> {
-        let _head = self.lock();
-        let view = self.database.view()?;
-        let mut txn = Txn::new(&view);
-        txn.remove(WANTED, blob.0);
-        let writes = txn.finish();
-        drop(view);
-        self.database.stage(writes).map(drop)
+        self.with_head(|_| {
+            let view = self.database.view()?;
+            let mut txn = Txn::new(&view);
+            txn.remove(WANTED, blob.0);
+            self.database.stage(txn.finish()).map(drop)
+        })
     }
 
     /// Drops the state and derives it again from the entries. A crash on the way starts it anew at the next opening.
@@ -775,55 +830,73 @@ impl Log {
     /// # Errors
     /// If the store can't be read or takes no writes.
     pub fn rebuild(&self) -> Result<()> {
-        let _head = self.lock();
-        let tables = self.machine.tables().iter().copied().chain([NOOPS]);
-        {
-            let view = self.database.view()?;
-            let mut txn = Txn::new(&view);
-            txn.put(META, REBUILDING, [1]);
-            for table in tables {
-                let mut keys = Vec::new();
-                view.scan(table, (Bound::Unbounded, Bound::Unbounded), false, &mut |key, _| {
-                    keys.push(key.to_vec());
-                    Flow::Continue(())
-                })?;
-                for key in keys {
-                    txn.remove(table, key);
-                }
-            }
-            let writes = txn.finish();
-            drop(view);
-            self.database.stage(writes)?;
-        }
-        let mut from = 0u64;
-        loop {
-            let view = self.database.view()?;
-            let mut rows = Vec::new();
-            let start = from.to_be_bytes();
-            view.scan(ENTRIES, (Bound::Included(&start), Bound::Unbounded), false, &mut |_, value| {
-                rows.push(value.to_vec());
-                if rows.len() < REBUILD_BATCH { Flow::Continue(()) } else { Flow::Break(()) }
+        self.with_head(|_| {
+            self.stage(|txn| {
+                txn.put(META, REBUILDING, [1]);
+                Ok(())
             })?;
-            let mut txn = Txn::new(&view);
-            for row in &rows {
-                let entry = Entry::decode_trusted(row.clone().into()).map_err(|error| DatabaseError::Corrupt {
-                    path: self.store.to_string().into(),
-                    what: format!("an entry does not read back: {error}"),
-                })?;
-                self.apply(&mut txn, &entry)?;
+            for table in self.machine.tables().iter().copied().chain([NOOPS]) {
+                self.clear(table)?;
             }
-            let done = rows.len() < REBUILD_BATCH;
+            let mut from = 0;
+            while let Some(next) = self.replay(from)? {
+                from = next;
+            }
+            Ok(())
+        })
+    }
+
+    /// Stages what `work` writes, when there is room in memory.
+    fn stage(&self, work: impl FnOnce(&mut Txn<'_>) -> Result<()>) -> Result<()> {
+        self.database.ready()?;
+        let view = self.database.view()?;
+        let mut txn = Txn::new(&view);
+        work(&mut txn)?;
+        self.database.stage(txn.finish()).map(drop)
+    }
+
+    fn clear(&self, table: Table) -> Result<()> {
+        let mut keys: Vec<Vec<u8>> = Vec::new();
+        loop {
+            let start = keys.last().map_or(Bound::Unbounded, |last| Bound::Excluded(last.as_slice()));
+            let mut next = Vec::new();
+            self.database.view()?.scan(table, (start, Bound::Unbounded), false, &mut |key, _| {
+                next.push(key.to_vec());
+                if next.len() < REBUILD_BATCH { Flow::Continue(()) } else { Flow::Break(()) }
+            })?;
+            if next.is_empty() {
+                return Ok(());
+            }
+            keys = next;
+            self.stage(|txn| {
+                keys.iter().for_each(|key| txn.remove(table, key.as_slice()));
+                Ok(())
+            })?;
+        }
+    }
+
+    /// Applies a batch of entries from the local number `from` on; gives the number of the next, if there is one.
+    fn replay(&self, from: u64) -> Result<Option<u64>> {
+        let mut rows = Vec::new();
+        let start = from.to_be_bytes();
+        self.database.view()?.scan(ENTRIES, (Bound::Included(&start), Bound::Unbounded), false, &mut |_, value| {
+            rows.push(value.to_vec());
+            if rows.len() < REBUILD_BATCH { Flow::Continue(()) } else { Flow::Break(()) }
+        })?;
+        let next = from + rows.len() as u64;
+        let done = rows.len() < REBUILD_BATCH;
+        self.stage(|txn| {
+            for row in rows {
+                let entry = Entry::decode_trusted(row.into())
+                    .map_err(|error| self.damaged(&format!("an entry does not read back: {error}")))?;
+                self.apply(txn, &entry)?;
+            }
             if done {
                 txn.remove(META, REBUILDING);
             }
-            from += rows.len() as u64;
-            let writes = txn.finish();
-            drop(view);
-            self.database.stage(writes)?;
-            if done {
-                return Ok(());
-            }
-        }
+            Ok(())
+        })?;
+        Ok((!done).then_some(next))
     }
 
     /// A digest over every row of the state: equal on two nodes iff their states are, byte for byte.
@@ -861,7 +934,7 @@ impl Log {
         })?;
         let mut entries = Vec::with_capacity(locals.len());
         for local in locals {
-            entries.extend(self.entry_in(view, &local)?);
+            entries.push(self.entry_in(view, &local)?);
         }
         Ok(entries)
     }

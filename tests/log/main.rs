@@ -1,5 +1,8 @@
 //! The log: what counts, what is visible, what leaves the node, and what a crash takes.
 
+mod disk;
+mod failures;
+
 use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
@@ -12,6 +15,8 @@ use lattice::replication::limits;
 use lattice::replication::log::{Durable, Log, Origin, Parts, Rejected, SubmitError, Verdict, events};
 use lattice::replication::machine::{Effects, StateMachine};
 use lattice::replication::membership::{Member, Membership, Role};
+
+use disk::Disk;
 
 const STORE: StoreId = StoreId([9; 32]);
 const NOW: Millis = Millis(1_800_000_000_000);
@@ -36,46 +41,6 @@ impl StateMachine for Counting {
     }
 }
 
-/// A disk that keeps, over a crash, what was synced before it.
-#[derive(Debug, Clone, Default)]
-struct Disk(Arc<Mutex<(Vec<u8>, Vec<u8>)>>);
-
-impl Disk {
-    fn crash(&self) -> Self {
-        let synced = self.0.lock().unwrap().1.clone();
-        Self(Arc::new(Mutex::new((synced.clone(), synced))))
-    }
-}
-
-impl redb::StorageBackend for Disk {
-    fn len(&self) -> std::io::Result<u64> {
-        Ok(self.0.lock().unwrap().0.len() as u64)
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
-        let start = usize::try_from(offset).unwrap();
-        out.copy_from_slice(&self.0.lock().unwrap().0[start..start + out.len()]);
-        Ok(())
-    }
-
-    fn set_len(&self, len: u64) -> std::io::Result<()> {
-        self.0.lock().unwrap().0.resize(usize::try_from(len).unwrap(), 0);
-        Ok(())
-    }
-
-    fn sync_data(&self) -> std::io::Result<()> {
-        let mut disk = self.0.lock().unwrap();
-        disk.1 = disk.0.clone();
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
-        let start = usize::try_from(offset).unwrap();
-        self.0.lock().unwrap().0[start..start + data.len()].copy_from_slice(data);
-        Ok(())
-    }
-}
-
 fn key(n: u8) -> Arc<SigningKey> {
     Arc::new(SigningKey::from_bytes(&[n; 32]))
 }
@@ -90,16 +55,31 @@ fn membership() -> Membership {
     Membership { members: members.into_iter().chain([(node(3), member("three", Role::Reader))]).collect() }
 }
 
-fn open(disk: &Disk, n: u8) -> Log {
-    let parts = Parts {
+fn parts(n: u8) -> Parts {
+    Parts {
         store: STORE,
         key: key(n),
         clock: Arc::new(Manual::new(NOW)),
         machine: Arc::new(Counting),
         membership: Arc::new(ArcSwap::from_pointee(membership())),
         events: events(),
-    };
-    Log::with(Database::in_memory(disk.clone()).unwrap(), parts).unwrap()
+    }
+}
+
+fn open(disk: &Disk, n: u8) -> Log {
+    Log::with(Database::in_memory(disk.clone()).unwrap(), parts(n)).unwrap()
+}
+
+/// What left the node.
+type Sent = Arc<Mutex<Vec<Entry>>>;
+
+fn sent(log: &Log) -> Sent {
+    let sent = Sent::default();
+    let sink = Arc::clone(&sent);
+    log.outbox(Box::new(move |durable: Durable| {
+        sink.lock().unwrap().extend(durable.entries.into_iter().map(|(entry, _)| entry));
+    }));
+    sent
 }
 
 fn entries(log: &Log, n: u8) -> Vec<Entry> {
@@ -163,11 +143,11 @@ fn an_entry_names_the_frontier_and_takes_its_place() {
     two.submit(b"b", Origin::Local).unwrap();
     let theirs = entries(&two, 2).remove(0);
     assert_eq!(include(&one, &theirs), Verdict::Included);
-    assert_eq!(one.frontier().len(), 2);
+    assert_eq!(one.frontier().unwrap().len(), 2);
     one.submit(b"c", Origin::Local).unwrap();
     let last = entries(&one, 1).remove(1);
     assert_eq!(last.header().deps, [theirs.hash()]);
-    assert_eq!(one.frontier(), [last.hash()]);
+    assert_eq!(one.frontier().unwrap(), [last.hash()]);
     assert!(last.header().hlc > theirs.header().hlc);
 }
 
