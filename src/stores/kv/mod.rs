@@ -15,6 +15,8 @@
 //! | dangling  | row 0 0 hlc entry op         | nothing; cited and not here |
 //! | counts    | `keys`, `conflicts`          | how many, if not none |
 
+#[cfg(test)]
+mod convergence;
 mod describe;
 mod handle;
 mod machine;
