@@ -1,1 +1,58 @@
-//! The mount.
+//! The mount: the mesh as a directory tree.
+//!
+//! `adapter` turns the kernel's calls into those of `tree`; one file for each kind of node says what it shows and what
+//! writing to it does; `draft` holds what is written and not yet a version; `announce` tells the kernel what changed
+//! elsewhere; `session` mounts and unmounts. Knows nothing of entries, signatures and the network.
+
+mod adapter;
+mod announce;
+mod chat;
+mod draft;
+mod errno;
+mod handles;
+mod heads;
+mod inodes;
+mod keys;
+mod listing;
+mod local;
+mod members;
+mod mounts;
+mod names;
+mod pool;
+mod readme;
+mod recover;
+mod rename;
+mod session;
+mod shelf;
+mod tree;
+mod waiting;
+mod write;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+
+pub use session::{MountError, Mounted, Options, mount};
+pub use shelf::recovered;
+
+use crate::peers::Peers;
+use crate::stores::Registry;
+
+/// What a mount shows, and where it keeps what is not published yet.
+#[derive(Clone)]
+pub struct Sources {
+    /// The stores; `None` until this node is in a mesh. It may change while mounted.
+    pub registry: Arc<ArcSwapOption<Registry>>,
+    /// Who tells of the members.
+    pub peers: Arc<dyn Peers>,
+    /// A directory of this mount's own, made if missing: large unclosed writes, files that stay on this machine,
+    /// and under `recovered/` what could not be published.
+    pub drafts: PathBuf,
+}
+
+impl std::fmt::Debug for Sources {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sources").field("drafts", &self.drafts).finish_non_exhaustive()
+    }
+}

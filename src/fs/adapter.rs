@@ -1,0 +1,540 @@
+//! The kernel's calls, turned into the tree's. Thin: all meaning is below.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{
+    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, ForgetOne, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
+};
+
+use super::errno::{self, Answer, Failure};
+use super::inodes::{Attr, Type};
+use super::pool::Pool;
+use super::rename::End;
+use super::tree::{Caching, Found, Handle, LONG, NONE, Tree};
+use super::write::Wanted;
+use crate::clock;
+use crate::stores::kv::{KvError, PATIENCE};
+
+/// Bytes that the kernel hands over at once at most.
+const MAX_WRITE: u32 = 1 << 20;
+
+/// The file system as fuser wants it.
+pub(crate) struct Adapter {
+    tree: Arc<Tree>,
+    /// For what waits for the disk or copies much.
+    disk: Arc<Pool>,
+    /// For what waits for the network.
+    network: Arc<Pool>,
+}
+
+impl Adapter {
+    pub(crate) fn new(tree: Arc<Tree>) -> std::io::Result<Self> {
+        let disk = Arc::new(Pool::new("fs-disk", 8)?);
+        Ok(Self { tree, disk, network: Arc::new(Pool::new("fs-network", 8)?) })
+    }
+
+    fn file_attr(&self, attr: &Attr) -> FileAttr {
+        let time = time(attr.mtime);
+        #[allow(clippy::cast_possible_truncation, reason = "permission bits")]
+        let perm = (attr.mode & 0o7777) as u16;
+        FileAttr {
+            ino: INodeNo(attr.ino),
+            size: attr.size,
+            blocks: attr.size.div_ceil(512),
+            atime: time,
+            mtime: time,
+            ctime: time,
+            crtime: time,
+            kind: file_type(attr.kind),
+            perm,
+            nlink: 1,
+            uid: self.tree.owner.0,
+            gid: self.tree.owner.1,
+            rdev: 0,
+            blksize: 4096,
+            flags: 0,
+        }
+    }
+
+    fn entry(&self, reply: ReplyEntry, result: Result<Attr, Errno>) {
+        match result {
+            Ok(attr) => reply.entry(&LONG, &self.file_attr(&attr), Generation(0)),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn fopen(caching: Caching) -> FopenFlags {
+        match caching {
+            Caching::Keep => FopenFlags::FOPEN_KEEP_CACHE,
+            Caching::KeepUnflushed => FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
+            Caching::Default => FopenFlags::FOPEN_NOFLUSH,
+            Caching::Direct => FopenFlags::FOPEN_DIRECT_IO,
+        }
+    }
+}
+
+fn file_type(kind: Type) -> FileType {
+    match kind {
+        Type::File => FileType::RegularFile,
+        Type::Directory => FileType::Directory,
+        Type::Symlink => FileType::Symlink,
+    }
+}
+
+fn time(nanos: i64) -> SystemTime {
+    let distance = Duration::from_nanos(nanos.unsigned_abs());
+    let moment = if nanos < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) };
+    moment.unwrap_or(UNIX_EPOCH)
+}
+
+fn nanos(time: TimeOrNow) -> i64 {
+    let clamp = |duration: Duration| i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
+    match time {
+        TimeOrNow::Now => clock::nanos(),
+        TimeOrNow::SpecificTime(time) => match time.duration_since(UNIX_EPOCH) {
+            Ok(after) => clamp(after),
+            Err(before) => -clamp(before.duration()),
+        },
+    }
+}
+
+/// Runs a call. A failure is logged once, here; one that should never be costs the caller an EIO and nobody else.
+fn run<T>(call: &'static str, ino: u64, work: impl FnOnce() -> Answer<T>) -> Result<T, Errno> {
+    match std::panic::catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(why)) => {
+            if why.grave() {
+                tracing::warn!(target: "fs", call, ino, %why, "failed");
+            } else {
+                tracing::trace!(target: "fs", call, ino, %why, "refused");
+            }
+            Err(Errno::from_i32(why.number()))
+        }
+        Err(_) => {
+            tracing::error!(target: "fs", call, ino, "failed in a way it never should");
+            Err(Errno::EIO)
+        }
+    }
+}
+
+fn done(reply: ReplyEmpty, result: Result<(), Errno>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(error),
+    }
+}
+
+fn absent(error: &Failure) -> bool {
+    matches!(error, Failure::Kv(KvError::Absent(_)))
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _: &Request, kernel: &mut KernelConfig) -> std::io::Result<()> {
+        let wanted = InitFlags::FUSE_DO_READDIRPLUS
+            | InitFlags::FUSE_READDIRPLUS_AUTO
+            | InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_AUTO_INVAL_DATA
+            | InitFlags::FUSE_ATOMIC_O_TRUNC
+            | InitFlags::FUSE_CACHE_SYMLINKS;
+        if let Err(unknown) = kernel.add_capabilities(wanted) {
+            let known = kernel.add_capabilities(wanted & !unknown);
+            tracing::info!(target: "fs", ?unknown, ?known, "the kernel can't do all that was asked");
+        }
+        if let Err(most) = kernel.set_max_write(MAX_WRITE) {
+            tracing::info!(target: "fs", most, "the kernel writes less at once");
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match run("lookup", parent.0, || self.tree.lookup(parent.0, name.as_bytes())) {
+            Ok(Found::This(attr, ttl)) => {
+                reply.entry_with_ttls(&ttl, &ttl, &self.file_attr(&attr), Generation(0));
+            }
+            Ok(Found::Nothing(NONE)) => reply.error(Errno::ENOENT),
+            Ok(Found::Nothing(ttl)) => {
+                let nothing = Attr { ino: 0, kind: Type::File, mode: 0, size: 0, mtime: 0 };
+                reply.entry_with_ttls(&ttl, &ttl, &self.file_attr(&nothing), Generation(0));
+            }
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn forget(&self, _: &Request, ino: INodeNo, times: u64) {
+        self.tree.table().forget(ino.0, times);
+    }
+
+    fn batch_forget(&self, _: &Request, nodes: &[ForgetOne]) {
+        let mut table = self.tree.table();
+        for node in nodes {
+            table.forget(node.nodeid().0, node.nlookup());
+        }
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        match run("getattr", ino.0, || Ok((self.tree.attr(ino.0)?, self.tree.ttl(ino.0)))) {
+            Ok((attr, ttl)) => reply.attr(&ttl, &self.file_attr(&attr)),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn setattr(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        _: Option<u32>,
+        size: Option<u64>,
+        _: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let tree = Arc::clone(&self.tree);
+        let wanted = Wanted { mode: mode.map(|mode| mode & 0o7777), mtime: mtime.map(nanos), size };
+        let owner = self.tree.owner;
+        let work = move || {
+            if uid.is_some_and(|uid| uid != owner.0) {
+                return Err(errno::OWNER);
+            }
+            let handle = fh.map(|fh| tree.handle(fh.0)).transpose()?;
+            let file = match handle.as_deref() {
+                Some(Handle::File(file)) => Some(file),
+                _ => None,
+            };
+            tree.set(ino.0, wanted, file)
+        };
+        if size.is_some_and(|size| size > 0) {
+            // It may have to bring in a large value first.
+            let attr = self.shaper();
+            self.on(&self.network, reply, ReplyAttr::error, move |reply| match run("setattr", ino.0, work) {
+                Ok(found) => reply.attr(&LONG, &attr(&found)),
+                Err(error) => reply.error(error),
+            });
+            return;
+        }
+        match run("setattr", ino.0, work) {
+            Ok(attr) => reply.attr(&self.tree.ttl(ino.0), &self.file_attr(&attr)),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        match run("readlink", ino.0, || self.tree.read_link(ino.0)) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn mknod(&self, _: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, _: u32, reply: ReplyEntry) {
+        let result = run("mknod", parent.0, || {
+            if mode & libc::S_IFMT != libc::S_IFREG {
+                return Err(Failure::Refused(libc::EPERM, "devices, pipes and sockets can't be kept"));
+            }
+            let (attr, open) = self.tree.create(parent.0, name.as_bytes(), mode, libc::O_EXCL | libc::O_RDONLY)?;
+            self.tree.close(open.handle)?;
+            Ok(attr)
+        });
+        self.entry(reply, result);
+    }
+
+    fn mkdir(&self, _: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, reply: ReplyEntry) {
+        let result = run("mkdir", parent.0, || self.tree.make_directory(parent.0, name.as_bytes(), mode));
+        self.entry(reply, result);
+    }
+
+    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        done(reply, run("unlink", parent.0, || self.tree.remove(parent.0, name.as_bytes())));
+    }
+
+    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        done(reply, run("rmdir", parent.0, || self.tree.remove_directory(parent.0, name.as_bytes())));
+    }
+
+    fn symlink(&self, _: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let target = target.as_os_str().as_bytes();
+        let result = run("symlink", parent.0, || self.tree.make_link(parent.0, name.as_bytes(), target));
+        self.entry(reply, result);
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let (tree, name, newname) = (Arc::clone(&self.tree), name.as_bytes().to_vec(), newname.as_bytes().to_vec());
+        let work = move || {
+            let from = End { parent: parent.0, name: &name };
+            tree.rename(from, End { parent: newparent.0, name: &newname }, flags.bits())
+        };
+        if self.tree.renaming_takes_long(parent.0) {
+            self.on(&self.disk, reply, ReplyEmpty::error, move |reply| done(reply, run("rename", parent.0, work)));
+        } else {
+            done(reply, run("rename", parent.0, work));
+        }
+    }
+
+    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        match run("open", ino.0, || self.tree.open(ino.0, flags.0)) {
+            Ok(open) => reply.opened(FileHandle(open.handle), Self::fopen(open.caching)),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn create(&self, _: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, flags: i32, reply: ReplyCreate) {
+        match run("create", parent.0, || self.tree.create(parent.0, name.as_bytes(), mode, flags)) {
+            Ok((attr, open)) => {
+                let flags = Self::fopen(open.caching);
+                reply.created(&LONG, &self.file_attr(&attr), Generation(0), FileHandle(open.handle), flags);
+            }
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let size = size as usize;
+        let tree = Arc::clone(&self.tree);
+        let read = move |patience| tree.handle(fh.0).and_then(|handle| tree.read(&handle, offset, size, patience));
+        let mut missing = false;
+        let here = run("read", ino.0, || {
+            let result = read(Duration::ZERO);
+            missing = result.as_ref().is_err_and(absent);
+            if missing { Ok(Vec::new()) } else { result }
+        });
+        match here {
+            Ok(_) if missing => {
+                let busy = self.tree.busy(ino.0);
+                self.on(&self.network, reply, ReplyData::error, move |reply| {
+                    let result = run("read", ino.0, || read(PATIENCE));
+                    drop(busy);
+                    match result {
+                        Ok(bytes) => reply.data(&bytes),
+                        Err(error) => reply.error(error),
+                    }
+                });
+            }
+            Ok(bytes) => reply.data(&bytes),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write: WriteFlags,
+        flags: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let append = flags.0 & libc::O_APPEND != 0 && !write.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let size = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        let answer = move |reply: ReplyWrite, result: Result<(), Errno>| match result {
+            Ok(()) => reply.written(size),
+            Err(error) => reply.error(error),
+        };
+        if self.tree.writing_takes_long(fh.0) {
+            let (tree, data) = (Arc::clone(&self.tree), data.to_vec());
+            let busy = self.tree.busy(ino.0);
+            self.on(&self.network, reply, ReplyWrite::error, move |reply| {
+                let result = run("write", ino.0, || tree.write_handle(fh.0, offset, &data, append));
+                drop(busy);
+                answer(reply, result);
+            });
+            return;
+        }
+        answer(reply, run("write", ino.0, || self.tree.write_handle(fh.0, offset, data, append)));
+    }
+
+    fn flush(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        let tree = Arc::clone(&self.tree);
+        let work = move || tree.flush_handle(fh.0);
+        if self.tree.flushing_takes_long(fh.0) {
+            self.on(&self.disk, reply, ReplyEmpty::error, move |reply| done(reply, run("flush", ino.0, work)));
+        } else {
+            done(reply, run("flush", ino.0, work));
+        }
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        let tree = Arc::clone(&self.tree);
+        let work = move || tree.close(fh.0);
+        if self.tree.flushing_takes_long(fh.0) {
+            self.on(&self.disk, reply, ReplyEmpty::error, move |reply| done(reply, run("release", ino.0, work)));
+        } else {
+            done(reply, run("release", ino.0, work));
+        }
+    }
+
+    fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
+        let tree = Arc::clone(&self.tree);
+        let work = move || tree.sync_handle(fh.0);
+        self.on(&self.disk, reply, ReplyEmpty::error, move |reply| done(reply, run("fsync", ino.0, work)));
+    }
+
+    fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        let tree = Arc::clone(&self.tree);
+        let work = move || tree.sync_directory(ino.0);
+        self.on(&self.disk, reply, ReplyEmpty::error, move |reply| done(reply, run("fsyncdir", ino.0, work)));
+    }
+
+    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        match run("opendir", ino.0, || self.tree.open_directory(ino.0)) {
+            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn readdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let result = run("readdir", ino.0, || {
+            let handle = self.tree.handle(fh.0)?;
+            self.tree.list(&handle, offset, false, &mut |item| {
+                reply.add(INodeNo(item.ino), item.next, file_type(item.kind), OsStr::from_bytes(item.name))
+            })
+        });
+        match result {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn readdirplus(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let result = run("readdirplus", ino.0, || {
+            let handle = self.tree.handle(fh.0)?;
+            self.tree.list(&handle, offset, true, &mut |item| {
+                let Some((attr, ttl)) = item.attr else { return false };
+                let attr = self.file_attr(&attr);
+                let name = OsStr::from_bytes(item.name);
+                reply.add(INodeNo(item.ino), item.next, name, &ttl, &attr, Generation(0))
+            })
+        });
+        match result {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn releasedir(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        done(
+            reply,
+            run("releasedir", ino.0, || {
+                self.tree.close_directory(fh.0);
+                Ok(())
+            }),
+        );
+    }
+
+    fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        match run("statfs", ino.0, || Ok(self.tree.space.ask()?)) {
+            Ok(disk) => {
+                let size = u32::try_from(disk.fragment_size()).unwrap_or(4096);
+                let (files, free) = (disk.files(), disk.files_free());
+                let (total, left, available) = (disk.blocks(), disk.blocks_free(), disk.blocks_available());
+                reply.statfs(total, left, available, files, free, size, 255, size);
+            }
+            Err(error) => reply.error(error),
+        }
+    }
+
+    // Attributes of other kinds are not kept. The kernel takes this for an answer once and for all, so that
+    // writing does not ask for them either.
+    fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: fuser::IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+}
+
+impl Adapter {
+    /// Answers from a pool; if that is full, at once with EBUSY.
+    fn on<R: Send + 'static>(
+        &self,
+        pool: &Pool,
+        reply: R,
+        refuse: fn(R, Errno),
+        work: impl FnOnce(R) + Send + 'static,
+    ) {
+        // The reply goes with the job only once there is room for it.
+        let slot = Arc::new(std::sync::Mutex::new(Some(reply)));
+        let taken = Arc::clone(&slot);
+        let queued = pool.run(move || {
+            if let Some(reply) = super::tree::locked(&taken).take() {
+                work(reply);
+            }
+        });
+        if !queued && let Some(reply) = super::tree::locked(&slot).take() {
+            refuse(reply, Errno::EBUSY);
+        }
+    }
+
+    /// Turns attributes into the kernel's, elsewhere.
+    fn shaper(&self) -> impl Fn(&Attr) -> FileAttr + Send + 'static {
+        let other = Self { tree: Arc::clone(&self.tree), disk: Arc::clone(&self.disk), network: Arc::clone(&self.network) };
+        move |attr| other.file_attr(attr)
+    }
+}

@@ -1,0 +1,258 @@
+//! What changed elsewhere, told to the kernel: the only place that does so.
+//!
+//! Telling the kernel from a thread that answers it, or under a lock that such a thread takes, deadlocks. So one thread
+//! does nothing else; it is fed by a queue and holds no lock while it tells.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::panic::AssertUnwindSafe;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use fuser::{INodeNo, Notifier};
+use tokio::sync::broadcast::error::RecvError;
+
+use super::inodes::join;
+use super::keys::kind;
+use super::tree::{Tree, locked};
+use crate::clock;
+use crate::ids::{Hash, StoreId};
+use crate::replication::log::{Event, Origin};
+use crate::replication::machine::{Change, What};
+use crate::stores::Registry;
+
+/// How often the set of stores is looked at, and what had to be put off is tried again.
+const TICK: Duration = Duration::from_millis(200);
+/// Entries from elsewhere that are remembered as recent.
+const RECENT: usize = 8_192;
+
+/// Something to tell the kernel.
+#[derive(Debug)]
+pub(crate) enum Notice {
+    /// A file's content and attributes changed.
+    Content(u64),
+    /// A name in a directory leads elsewhere.
+    Name(u64, Vec<u8>),
+    /// An entry was included.
+    Event(Arc<Event>),
+    /// Some were missed.
+    Lagged,
+    /// The mount goes away.
+    Stop,
+}
+
+/// When entries of other nodes came.
+#[derive(Debug, Default)]
+pub(crate) struct Recent(Mutex<(BTreeMap<Hash, Instant>, VecDeque<Hash>)>);
+
+impl Recent {
+    fn add(&self, entry: Hash) {
+        let mut recent = locked(&self.0);
+        if recent.0.insert(entry, clock::monotonic()).is_none() {
+            recent.1.push_back(entry);
+        }
+        if recent.1.len() > RECENT
+            && let Some(oldest) = recent.1.pop_front()
+        {
+            recent.0.remove(&oldest);
+        }
+    }
+}
+
+impl Tree {
+    /// Whether another node's entry came after this moment.
+    pub(crate) fn came_since(&self, entry: &Hash, moment: Instant) -> bool {
+        locked(&self.recent.0).0.get(entry).is_some_and(|at| *at > moment)
+    }
+}
+
+/// Tells the kernel what it is given, until told to stop.
+pub(crate) fn run(tree: &Tree, notifier: &Notifier, queue: &Receiver<Notice>, notices: &Sender<Notice>) {
+    let mut herald = Herald { tree, notifier, put_off: BTreeSet::new(), followed: None, stores: BTreeSet::new() };
+    herald.follow(notices);
+    loop {
+        let notice = match queue.recv_timeout(TICK) {
+            Ok(Notice::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+            Ok(notice) => Some(notice),
+            Err(RecvTimeoutError::Timeout) => None,
+        };
+        let told = std::panic::catch_unwind(AssertUnwindSafe(|| match notice {
+            Some(notice) => herald.tell(notice),
+            None => herald.tick(notices),
+        }));
+        if told.is_err() {
+            tracing::error!(target: "fs", "telling the kernel failed in a way it never should");
+        }
+    }
+}
+
+struct Herald<'a> {
+    tree: &'a Tree,
+    notifier: &'a Notifier,
+    /// Inodes that could not be told about without waiting.
+    put_off: BTreeSet<u64>,
+    followed: Option<Arc<Registry>>,
+    stores: BTreeSet<(String, StoreId)>,
+}
+
+impl Herald<'_> {
+    /// Hears of what the present mesh's stores include, from now on.
+    fn follow(&mut self, notices: &Sender<Notice>) {
+        let now = self.tree.registry();
+        if now.as_ref().map(Arc::as_ptr) == self.followed.as_ref().map(Arc::as_ptr) {
+            return;
+        }
+        if let Some(registry) = &now {
+            let mut events = registry.events();
+            let notices = notices.clone();
+            let listener = std::thread::Builder::new().name("fs-events".into()).spawn(move || {
+                loop {
+                    let notice = match events.blocking_recv() {
+                        Ok(event) => Notice::Event(event),
+                        Err(RecvError::Lagged(_)) => Notice::Lagged,
+                        Err(RecvError::Closed) => return,
+                    };
+                    if notices.send(notice).is_err() {
+                        return;
+                    }
+                }
+            });
+            if let Err(error) = listener {
+                tracing::error!(target: "fs", %error, "changes from elsewhere will be seen late");
+                return;
+            }
+        }
+        self.followed = now;
+        self.everything();
+    }
+
+    fn tick(&mut self, notices: &Sender<Notice>) {
+        self.follow(notices);
+        self.stores();
+        for ino in std::mem::take(&mut self.put_off) {
+            self.content(ino);
+        }
+    }
+
+    fn tell(&mut self, notice: Notice) {
+        match notice {
+            Notice::Content(ino) => self.content(ino),
+            Notice::Name(parent, name) => self.name(parent, &name),
+            Notice::Event(event) => self.event(&event),
+            Notice::Lagged => self.everything(),
+            Notice::Stop => {}
+        }
+    }
+
+    fn event(&mut self, event: &Event) {
+        match event.origin {
+            Origin::Mount => return,
+            Origin::Local => {}
+            Origin::Pushed | Origin::Pulled => self.tree.recent.add(event.entry.hash()),
+        }
+        if self.tree.kv(&event.store).is_ok() {
+            for change in &event.effects.changes {
+                self.change(event.store, change);
+            }
+        } else {
+            self.stores();
+        }
+    }
+
+    /// A key changed.
+    fn change(&mut self, store: StoreId, change: &Change) {
+        let Some(mut at) = self.keys_of(store) else { return };
+        let mut path = Vec::new();
+        for name in change.key.split(|byte| *byte == b'/') {
+            path = join(&path, name);
+            let known = self.tree.table().child(at, name);
+            let Some(ino) = known else {
+                // It may be known as missing.
+                self.name(at, name);
+                return;
+            };
+            if path == change.key {
+                self.known(store, &path, at, name, ino, change.what);
+            }
+            at = ino;
+        }
+    }
+
+    fn known(&mut self, store: StoreId, path: &[u8], parent: u64, name: &[u8], ino: u64, what: What) {
+        let Ok(node) = self.tree.kv(&store).and_then(|kv| Ok(kv.node(path)?)) else { return };
+        let seen = self.tree.table().see(ino);
+        let Ok(seen) = seen else { return };
+        let same = node.as_ref().is_some_and(|node| kind(node) == seen.kind);
+        if Tree::shown_draft(seen.draft.as_ref()).is_none() {
+            if !same {
+                let last = self.tree.attr(ino).ok();
+                self.tree.table().detach(ino, last);
+                self.name(parent, name);
+                return;
+            }
+            if what != What::Heads {
+                self.tree.table().bump(ino, None);
+            }
+        }
+        if matches!(what, What::Created | What::Deleted) {
+            self.name(parent, name);
+        }
+        self.content(ino);
+    }
+
+    fn keys_of(&self, store: StoreId) -> Option<u64> {
+        let name = self.tree.stores().into_iter().find(|(_, id)| *id == store)?.0;
+        let table = self.tree.table();
+        let stores = table.child(super::inodes::ROOT, b"stores")?;
+        table.child(table.child(stores, name.as_bytes())?, b"keys")
+    }
+
+    /// The stores that came or went.
+    fn stores(&mut self) {
+        let now: BTreeSet<_> = self.tree.stores().into_iter().collect();
+        let changed: Vec<_> = now.symmetric_difference(&self.stores).map(|(name, _)| name.clone()).collect();
+        for directory in self.tree.store_directories() {
+            for name in &changed {
+                let child = self.tree.table().child(directory, name.as_bytes());
+                if let Some(child) = child {
+                    self.tree.table().detach(child, None);
+                }
+                self.name(directory, name.as_bytes());
+            }
+        }
+        self.stores = now;
+    }
+
+    /// Whatever the kernel has may be old.
+    fn everything(&mut self) {
+        self.stores();
+        let all = self.tree.table().all();
+        for (ino, parent, name) in all {
+            self.content(ino);
+            self.name(parent, &name);
+        }
+    }
+
+    fn content(&mut self, ino: u64) {
+        let busy = self.tree.busy.is(ino);
+        if busy {
+            self.put_off.insert(ino);
+        }
+        let (from, length) = if busy { (-1, 0) } else { (0, 0) };
+        self.told(self.notifier.inval_inode(INodeNo(ino), from, length));
+    }
+
+    fn name(&self, parent: u64, name: &[u8]) {
+        self.told(self.notifier.inval_entry(INodeNo(parent), OsStr::from_bytes(name)));
+    }
+
+    fn told(&self, result: std::io::Result<()>) {
+        if let Err(error) = result
+            && !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ENOTCONN | libc::ENODEV))
+        {
+            tracing::debug!(target: "fs", %error, "the kernel did not take a notice");
+        }
+    }
+}

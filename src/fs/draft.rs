@@ -1,0 +1,277 @@
+//! What was written and is not published yet: small in memory, large in a file of the drafts' directory.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::inodes::Type;
+use super::shelf::Kept;
+use crate::clock;
+use crate::stores::kv::{Head, HeadId};
+
+/// The largest draft that is kept in memory, in bytes.
+pub(crate) const IN_MEMORY: u64 = 256 * 1024;
+
+static NUMBER: AtomicU64 = AtomicU64::new(0);
+
+/// A draft's file on disk. Dropping it removes the file.
+#[derive(Debug)]
+pub(crate) struct Spill {
+    pub(crate) file: File,
+    pub(crate) path: PathBuf,
+}
+
+impl Spill {
+    /// A new, empty file in `directory`.
+    pub(crate) fn new(directory: &Path) -> std::io::Result<Self> {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}-{}-{number}.draft", clock::nanos(), std::process::id());
+        let path = directory.join(name);
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
+        Ok(Self { file, path })
+    }
+}
+
+impl Drop for Spill {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(target: "fs", path = %self.path.display(), %error, "a draft's file stays behind");
+        }
+    }
+}
+
+/// The bytes of a draft.
+#[derive(Debug, Clone)]
+pub(crate) enum Content {
+    /// Those of the head that was there when the file was opened; `None`: no bytes.
+    Base(Option<Box<Head>>),
+    /// In memory.
+    Memory(Vec<u8>),
+    /// In a file.
+    Spilled(Arc<Spill>),
+}
+
+/// What a draft is at a moment.
+#[derive(Debug)]
+pub(crate) struct Shape {
+    pub(crate) kind: Type,
+    pub(crate) content: Content,
+    pub(crate) size: u64,
+    pub(crate) mode: u32,
+    pub(crate) mtime: i64,
+    /// Counts changes; equal to `published` when the store has all of them.
+    pub(crate) changes: u64,
+    pub(crate) published: u64,
+    /// Made or cut to nothing, and no data since: no version yet.
+    pub(crate) bare: bool,
+    /// The store has never had it.
+    pub(crate) new: bool,
+    /// Made with `O_EXCL`: a rename probably follows.
+    pub(crate) exclusive: bool,
+    /// It stays on this machine.
+    pub(crate) local: bool,
+    /// Descriptors that may write.
+    pub(crate) writers: u32,
+    /// The heads that the next version supersedes.
+    pub(crate) base: Vec<HeadId>,
+    /// The last version that was published from here.
+    pub(crate) own: Option<HeadId>,
+    /// It has another key than when it was opened: only `own` is among that key's heads.
+    pub(crate) moved: bool,
+    /// When it was made, on the monotonic clock: what came from elsewhere since was not seen by who wrote it.
+    pub(crate) born: std::time::Instant,
+    /// Its copy that survives a crash, and the change up to which it is good.
+    pub(crate) kept: Option<(u64, Arc<Kept>)>,
+}
+
+impl Shape {
+    pub(crate) fn new(kind: Type, mode: u32) -> Self {
+        Self {
+            kind,
+            content: Content::Base(None),
+            size: 0,
+            mode,
+            mtime: clock::nanos(),
+            changes: 0,
+            published: 0,
+            bare: false,
+            new: false,
+            exclusive: false,
+            local: false,
+            writers: 0,
+            base: Vec::new(),
+            own: None,
+            moved: false,
+            born: clock::monotonic(),
+            kept: None,
+        }
+    }
+
+    /// Whether it holds what the store does not.
+    pub(crate) fn dirty(&self) -> bool {
+        self.changes != self.published
+    }
+
+    /// Whether it, and not the store, is what is shown.
+    pub(crate) fn shown(&self) -> bool {
+        self.dirty() || self.new || self.local
+    }
+
+    pub(crate) fn touched(&mut self) {
+        self.changes += 1;
+    }
+
+    /// Writes `data` at `offset`. The content must be loaded.
+    pub(crate) fn write(&mut self, offset: u64, data: &[u8], directory: &Path) -> std::io::Result<()> {
+        let end = offset.saturating_add(data.len() as u64);
+        if end > IN_MEMORY {
+            self.spill(directory)?;
+        }
+        match &mut self.content {
+            Content::Spilled(spill) => spill.file.write_all_at(data, offset)?,
+            Content::Memory(bytes) => put(bytes, offset, data),
+            Content::Base(_) => {
+                let mut bytes = Vec::new();
+                put(&mut bytes, offset, data);
+                self.content = Content::Memory(bytes);
+            }
+        }
+        self.size = self.size.max(end);
+        self.bare = false;
+        self.mtime = clock::nanos();
+        self.touched();
+        Ok(())
+    }
+
+    /// Cuts or extends it to `size`. The content must be loaded, unless `size` is 0.
+    pub(crate) fn resize(&mut self, size: u64, directory: &Path) -> std::io::Result<()> {
+        if size > IN_MEMORY {
+            self.spill(directory)?;
+        }
+        if size == 0 {
+            self.content = Content::Memory(Vec::new());
+        }
+        match &mut self.content {
+            Content::Spilled(spill) => spill.file.set_len(size)?,
+            Content::Memory(bytes) => bytes.resize(usize::try_from(size).unwrap_or(usize::MAX), 0),
+            Content::Base(_) => self.content = Content::Memory(vec![0; usize::try_from(size).unwrap_or(0)]),
+        }
+        self.bare = size == 0;
+        self.size = size;
+        self.mtime = clock::nanos();
+        self.touched();
+        Ok(())
+    }
+
+    fn spill(&mut self, directory: &Path) -> std::io::Result<()> {
+        let bytes = match &self.content {
+            Content::Spilled(_) => return Ok(()),
+            Content::Memory(bytes) => bytes.as_slice(),
+            Content::Base(_) => &[],
+        };
+        let spill = Spill::new(directory)?;
+        spill.file.write_all_at(bytes, 0)?;
+        self.content = Content::Spilled(Arc::new(spill));
+        Ok(())
+    }
+}
+
+fn put(bytes: &mut Vec<u8>, offset: u64, data: &[u8]) {
+    let start = usize::try_from(offset).unwrap_or(usize::MAX);
+    let end = start.saturating_add(data.len());
+    if bytes.len() < end {
+        bytes.resize(end, 0);
+    }
+    bytes[start..end].copy_from_slice(data);
+}
+
+/// Reads from a file at `offset` up to `size` bytes, fewer only at its end.
+pub(crate) fn read_at(file: &File, offset: u64, size: usize) -> std::io::Result<Vec<u8>> {
+    let mut bytes = vec![0; size];
+    let mut filled = 0;
+    while filled < size {
+        match file.read_at(&mut bytes[filled..], offset + filled as u64) {
+            Ok(0) => break,
+            Ok(more) => filled += more,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    bytes.truncate(filled);
+    Ok(bytes)
+}
+
+/// The part of `bytes` from `offset` on, at most `size`.
+pub(crate) fn part(bytes: &[u8], offset: u64, size: usize) -> Vec<u8> {
+    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+    bytes[start..start.saturating_add(size).min(bytes.len())].to_vec()
+}
+
+/// A file that is being written. Its lock is held for work in memory and on the page cache only.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    shape: Mutex<Shape>,
+    /// One publication at a time. Taken before `shape`, never while it is held.
+    pub(crate) publishing: Mutex<()>,
+}
+
+impl Draft {
+    pub(crate) fn new(shape: Shape) -> Arc<Self> {
+        Arc::new(Self { shape: Mutex::new(shape), publishing: Mutex::default() })
+    }
+
+    pub(crate) fn shape(&self) -> MutexGuard<'_, Shape> {
+        self.shape.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(shape: &Shape) -> Vec<u8> {
+        match &shape.content {
+            Content::Base(_) => Vec::new(),
+            Content::Memory(bytes) => bytes.clone(),
+            Content::Spilled(spill) => read_at(&spill.file, 0, usize::try_from(shape.size).unwrap()).unwrap(),
+        }
+    }
+
+    #[test]
+    fn a_draft_that_grows_moves_to_a_file_and_keeps_its_bytes() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut shape = Shape::new(Type::File, 0o644);
+        shape.write(0, b"start", directory.path()).unwrap();
+        shape.write(IN_MEMORY + 3, b"end", directory.path()).unwrap();
+        assert!(matches!(shape.content, Content::Spilled(_)));
+        let all = bytes(&shape);
+        assert_eq!(all.len() as u64, IN_MEMORY + 6);
+        assert_eq!((&all[..6], &all[all.len() - 4..]), (&b"start\0"[..], &b"\0end"[..]));
+        drop(shape);
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn cutting_and_extending_fill_with_zeros() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut shape = Shape::new(Type::File, 0o644);
+        shape.write(0, b"abcdef", directory.path()).unwrap();
+        shape.resize(3, directory.path()).unwrap();
+        shape.resize(5, directory.path()).unwrap();
+        assert_eq!(bytes(&shape), b"abc\0\0");
+    }
+
+    #[test]
+    fn a_file_cut_to_nothing_is_bare_until_data_comes() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut shape = Shape::new(Type::File, 0o644);
+        shape.resize(0, directory.path()).unwrap();
+        assert!(shape.bare && shape.dirty());
+        shape.write(0, b"x", directory.path()).unwrap();
+        assert!(!shape.bare);
+    }
+}

@@ -1,0 +1,111 @@
+//! Why a call on the mount failed, and the number that the caller gets.
+
+use crate::blobs::BlobError;
+use crate::replication::database::DatabaseError;
+use crate::replication::log::SubmitError;
+use crate::stores::chat::ChatError;
+use crate::stores::kv::KvError;
+
+/// A call that failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// A rule of the mount, with its number.
+    #[error("{1}")]
+    Refused(i32, &'static str),
+    /// A kv store.
+    #[error(transparent)]
+    Kv(#[from] KvError),
+    /// The chat store.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
+    /// A draft's file.
+    #[error("a draft's file: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// The result of a call on the mount.
+pub(crate) type Answer<T> = Result<T, Failure>;
+
+pub(crate) const MISSING: Failure = Failure::Refused(libc::ENOENT, "there is no such file");
+pub(crate) const STALE: Failure = Failure::Refused(libc::ESTALE, "the file is gone");
+pub(crate) const EXISTS: Failure = Failure::Refused(libc::EEXIST, "the file exists");
+pub(crate) const NOT_DIRECTORY: Failure = Failure::Refused(libc::ENOTDIR, "it is not a directory");
+pub(crate) const IS_DIRECTORY: Failure = Failure::Refused(libc::EISDIR, "it is a directory");
+pub(crate) const NOT_EMPTY: Failure = Failure::Refused(libc::ENOTEMPTY, "the directory is not empty");
+pub(crate) const NAME_TOO_LONG: Failure = Failure::Refused(libc::ENAMETOOLONG, "the name or the path is too long");
+pub(crate) const NOT_HERE: Failure = Failure::Refused(libc::EPERM, "files can be made only in stores/<name>/keys");
+pub(crate) const GENERATED: Failure = Failure::Refused(libc::EACCES, "this file is generated and can only be read");
+pub(crate) const APPEND_ONLY: Failure = Failure::Refused(libc::EPERM, "a room can only be appended to (>>)");
+pub(crate) const READER: Failure = Failure::Refused(libc::EROFS, "this node may only read; an admin can change that");
+pub(crate) const NO_SPACE: Failure = Failure::Refused(libc::ENOSPC, "the disk that holds the drafts is full");
+pub(crate) const CLOSED: Failure = Failure::Refused(libc::EIO, "the store is closed or damaged; see `lattice status`");
+pub(crate) const OWNER: Failure = Failure::Refused(libc::EPERM, "files belong to whoever mounted; others can't own them");
+pub(crate) const OTHER_STORE: Failure = Failure::Refused(libc::EXDEV, "it is in another store: copy it");
+pub(crate) const TREE_TOO_LARGE: Failure = Failure::Refused(libc::EXDEV, "too many keys for one entry: they are copied");
+pub(crate) const INVALID: Failure = Failure::Refused(libc::EINVAL, "the call makes no sense for this file");
+
+impl Failure {
+    /// The number for the caller.
+    pub(crate) fn number(&self) -> i32 {
+        match self {
+            Self::Refused(number, _) => *number,
+            Self::Kv(error) => kv(error),
+            Self::Chat(error) => chat(error),
+            Self::Io(error) => error.raw_os_error().unwrap_or(libc::EIO),
+        }
+    }
+
+    /// Whether the daemon's log should have it: the machine's fault, not the caller's.
+    pub(crate) fn grave(&self) -> bool {
+        matches!(self.number(), libc::EIO | libc::ENOSPC)
+    }
+}
+
+fn kv(error: &KvError) -> i32 {
+    match error {
+        KvError::Path(_) => libc::EINVAL,
+        KvError::TooLarge { .. } => libc::EFBIG,
+        KvError::UnknownHead(_) | KvError::Invalid(_) => libc::EINVAL,
+        KvError::Absent(_) | KvError::Broken(_) => libc::EIO,
+        KvError::Blob(error) => blob(error),
+        KvError::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
+        KvError::Submit(error) => submit(error),
+        KvError::Database(error) => database(error),
+    }
+}
+
+fn chat(error: &ChatError) -> i32 {
+    match error {
+        ChatError::Invalid(_) | ChatError::Ambiguous(_) => libc::EINVAL,
+        ChatError::TooLarge { .. } => libc::EMSGSIZE,
+        ChatError::NoMessage(_) => libc::ENOENT,
+        ChatError::Submit(error) => submit(error),
+        ChatError::Database(error) => database(error),
+    }
+}
+
+fn blob(error: &BlobError) -> i32 {
+    match error {
+        BlobError::Absent { .. } | BlobError::Store(_) => libc::EIO,
+        BlobError::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
+    }
+}
+
+const fn submit(error: &SubmitError) -> i32 {
+    match error {
+        SubmitError::NotAllowed => libc::EROFS,
+        SubmitError::Malformed(_) => libc::EFBIG,
+        SubmitError::Database(error) => database(error),
+    }
+}
+
+const fn database(error: &DatabaseError) -> i32 {
+    match error {
+        DatabaseError::Full { .. } => libc::ENOSPC,
+        DatabaseError::Io { .. }
+        | DatabaseError::Corrupt { .. }
+        | DatabaseError::Newer { .. }
+        | DatabaseError::InUse { .. }
+        | DatabaseError::Stopped { .. } => libc::EIO,
+    }
+}

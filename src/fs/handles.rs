@@ -1,0 +1,135 @@
+//! Calls on open files, by the number that the kernel has for them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::errno::{self, Answer};
+use super::inodes::Place;
+use super::tree::{Handle, LONG, NONE, Tree, locked};
+
+/// Inodes of which the kernel waits for a page: telling it to drop that page would wait as well.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Busy(Arc<Mutex<BTreeMap<u64, u32>>>);
+
+/// One such wait.
+#[derive(Debug)]
+pub(crate) struct BusyWith {
+    busy: Busy,
+    ino: u64,
+}
+
+impl Drop for BusyWith {
+    fn drop(&mut self) {
+        let mut all = locked(&self.busy.0);
+        if let Some(count) = all.get_mut(&self.ino) {
+            *count -= 1;
+            if *count == 0 {
+                all.remove(&self.ino);
+            }
+        }
+    }
+}
+
+impl Busy {
+    pub(crate) fn is(&self, ino: u64) -> bool {
+        locked(&self.0).contains_key(&ino)
+    }
+}
+
+impl Tree {
+    /// Marks an inode as waited for, until what is returned is dropped.
+    pub(crate) fn busy(&self, ino: u64) -> BusyWith {
+        *locked(&self.busy.0).entry(ino).or_default() += 1;
+        BusyWith { busy: self.busy.clone(), ino }
+    }
+
+    /// How long an inode's attributes may be believed.
+    pub(crate) fn ttl(&self, ino: u64) -> Duration {
+        match self.table().place(ino) {
+            Some(
+                Place::Root
+                | Place::Stores
+                | Place::Store(_)
+                | Place::Link(_)
+                | Place::Keys(_)
+                | Place::Key(_)
+                | Place::Heads
+                | Place::Peers
+                | Place::Chat,
+            ) => LONG,
+            Some(
+                Place::Readme
+                | Place::HeadsOf(_)
+                | Place::HeadsPath(_)
+                | Place::Head(_)
+                | Place::Peer
+                | Place::PeerFile
+                | Place::Room,
+            )
+            | None => NONE,
+        }
+    }
+
+    pub(crate) fn write_handle(&self, handle: u64, offset: u64, data: &[u8], append: bool) -> Answer<()> {
+        match &*self.handle(handle)? {
+            Handle::File(file) => self.write(file, offset, data, append),
+            Handle::Room(room) => super::chat::write(self, room, data),
+            Handle::Directory(_) | Handle::Text(_) | Handle::Head(_) => Err(errno::GENERATED),
+        }
+    }
+
+    pub(crate) fn flush_handle(&self, handle: u64) -> Answer<()> {
+        match &*self.handle(handle)? {
+            Handle::File(file) => self.flush(file),
+            Handle::Room(room) => super::chat::flush(self, room),
+            Handle::Directory(_) | Handle::Text(_) | Handle::Head(_) => Ok(()),
+        }
+    }
+
+    /// The kernel lets go of an opening.
+    pub(crate) fn close(&self, handle: u64) -> Answer<()> {
+        match self.let_go(handle).as_deref() {
+            Some(Handle::File(file)) => self.release(file),
+            Some(Handle::Room(room)) => super::chat::flush(self, room),
+            Some(Handle::Directory(_) | Handle::Text(_) | Handle::Head(_)) | None => Ok(()),
+        }
+    }
+
+    pub(crate) fn sync_handle(&self, handle: u64) -> Answer<()> {
+        match &*self.handle(handle)? {
+            Handle::File(file) => self.sync(file),
+            Handle::Room(room) => super::chat::sync(self, room),
+            Handle::Directory(_) | Handle::Text(_) | Handle::Head(_) => Ok(()),
+        }
+    }
+
+    /// `fsync` of a directory: the names in it survive a crash.
+    pub(crate) fn sync_directory(&self, ino: u64) -> Answer<()> {
+        match self.table().place(ino) {
+            Some(Place::Keys(store) | Place::Key(store)) => self.sync_store(store),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn writing_takes_long(&self, handle: u64) -> bool {
+        match self.handle(handle).as_deref() {
+            Ok(Handle::File(file)) => file.draft.as_ref().is_some_and(|draft| Self::write_takes_long(draft, file)),
+            _ => false,
+        }
+    }
+
+    pub(crate) fn flushing_takes_long(&self, handle: u64) -> bool {
+        match self.handle(handle).as_deref() {
+            Ok(Handle::File(file)) => file.draft.as_ref().is_some_and(|draft| Self::publishing_takes_long(draft)),
+            _ => false,
+        }
+    }
+
+    /// Whether a directory holds a large file that a renaming would publish.
+    pub(crate) fn renaming_takes_long(&self, directory: u64) -> bool {
+        let table = self.table();
+        let mut locals = table.locals(directory).into_iter();
+        locals.any(|(_, ino)| table.draft(ino).is_some_and(|draft| Self::publishing_takes_long(&draft)))
+    }
+}

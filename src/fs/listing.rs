@@ -1,0 +1,205 @@
+//! Listing directories, page by page.
+
+use std::collections::VecDeque;
+
+use super::errno::{self, Answer};
+use super::inodes::{Attr, Place, Seen, Type, number};
+use super::keys;
+use super::tree::{Handle, LONG, NONE, Tree, locked};
+use crate::ids::StoreId;
+
+/// Names read from a store at a time.
+const PAGE: usize = 1_024;
+
+/// One name.
+#[derive(Debug, Clone)]
+pub(crate) struct Row {
+    name: Vec<u8>,
+    place: Place,
+    kind: Type,
+    /// Its attributes but for the inode's number, if they are at hand.
+    attr: Option<Attr>,
+}
+
+/// An open directory: how far it was read.
+#[derive(Debug)]
+pub(crate) struct Listing {
+    ino: u64,
+    /// The offset of the first of `rows`.
+    offset: u64,
+    rows: VecDeque<Row>,
+    after: Option<Vec<u8>>,
+    done: bool,
+}
+
+/// A name as the kernel is given it.
+#[derive(Debug)]
+pub(crate) struct Item<'a> {
+    pub(crate) ino: u64,
+    /// The offset of the name after it.
+    pub(crate) next: u64,
+    pub(crate) name: &'a [u8],
+    pub(crate) kind: Type,
+    /// With `plus`: its attributes and how long they may be believed.
+    pub(crate) attr: Option<(Attr, std::time::Duration)>,
+}
+
+impl Tree {
+    /// Opens a directory.
+    pub(crate) fn open_directory(&self, ino: u64) -> Answer<u64> {
+        let seen = self.table().see(ino)?;
+        if seen.kind != Type::Directory {
+            return Err(errno::NOT_DIRECTORY);
+        }
+        self.table().pin(ino);
+        let listing = Listing { ino, offset: 0, rows: VecDeque::new(), after: None, done: false };
+        Ok(self.hold(Handle::Directory(listing.into())))
+    }
+
+    /// Closes it.
+    pub(crate) fn close_directory(&self, handle: u64) {
+        if let Some(handle) = self.let_go(handle)
+            && let Handle::Directory(listing) = &*handle
+        {
+            let ino = locked(listing).ino;
+            self.table().unpin(ino);
+        }
+    }
+
+    /// Gives the names from `offset` on to `emit`, until it says that it is full. With `plus` each but `.` and `..`
+    /// counts as given to the kernel.
+    pub(crate) fn list(
+        &self,
+        handle: &Handle,
+        offset: u64,
+        plus: bool,
+        emit: &mut dyn FnMut(Item<'_>) -> bool,
+    ) -> Answer<()> {
+        let Handle::Directory(listing) = handle else { return Err(errno::NOT_DIRECTORY) };
+        let mut listing = locked(listing);
+        let seen = self.table().see(listing.ino)?;
+        if offset < listing.offset || offset == 0 {
+            listing.offset = 0;
+            listing.rows.clear();
+            listing.after = None;
+            listing.done = false;
+        }
+        loop {
+            if listing.rows.is_empty() && !self.more(&mut listing, &seen)? {
+                return Ok(());
+            }
+            if listing.offset < offset {
+                listing.rows.pop_front();
+                listing.offset += 1;
+                continue;
+            }
+            let next = listing.offset + 1;
+            let Some(row) = listing.rows.front() else { return Ok(()) };
+            if self.emit(&seen, row, next, plus, emit) {
+                return Ok(());
+            }
+            listing.rows.pop_front();
+            listing.offset = next;
+        }
+    }
+
+    fn emit(&self, seen: &Seen, row: &Row, next: u64, plus: bool, emit: &mut dyn FnMut(Item<'_>) -> bool) -> bool {
+        let dots = matches!(row.name.as_slice(), b"." | b"..");
+        let (name, kind) = (row.name.as_slice(), row.kind);
+        if dots {
+            let ino = if row.name.len() == 1 { seen.ino } else { seen.parent };
+            let attr = Attr { ino, kind: Type::Directory, mode: 0o755, size: 0, mtime: self.since };
+            return emit(Item { ino, next, name, kind, attr: plus.then_some((attr, NONE)) });
+        }
+        if !plus {
+            let known = self.table().child(seen.ino, name);
+            return emit(Item { ino: known.unwrap_or_else(|| number(seen.ino, name)), next, name, kind, attr: None });
+        }
+        let (ino, bump) = {
+            let mut table = self.table();
+            let ino = table.enter(seen.ino, name, row.place, kind);
+            table.given(ino);
+            (ino, table.see_bump(ino))
+        };
+        let attr = match row.attr {
+            Some(attr) => Ok(Attr { ino, mtime: bump.unwrap_or(attr.mtime), ..attr }),
+            None => self.attr(ino),
+        };
+        let ttl = if matches!(row.place, Place::Key(_)) { LONG } else { NONE };
+        // What went meanwhile is not shown.
+        let full = attr.as_ref().is_ok_and(|attr| emit(Item { ino, next, name, kind, attr: Some((*attr, ttl)) }));
+        if full || attr.is_err() {
+            self.table().forget(ino, 1);
+        }
+        full
+    }
+
+    /// The next rows; `false` after the last.
+    fn more(&self, listing: &mut Listing, seen: &Seen) -> Answer<bool> {
+        if listing.done {
+            return Ok(false);
+        }
+        let first = listing.after.is_none() && listing.offset == 0;
+        if first {
+            let dot = |name: &str| Row { name: name.into(), place: seen.place, kind: Type::Directory, attr: None };
+            listing.rows.extend([dot("."), dot("..")]);
+        }
+        match seen.place {
+            Place::Keys(store) | Place::Key(store) => self.more_keys(listing, seen, store)?,
+            _ => {
+                let rows = self.fixed_children(seen)?.into_iter();
+                listing.rows.extend(rows.map(|(name, place, kind)| Row { name, place, kind, attr: None }));
+                listing.done = true;
+            }
+        }
+        Ok(!listing.rows.is_empty() || self.more(listing, seen)?)
+    }
+
+    fn more_keys(&self, listing: &mut Listing, seen: &Seen, store: StoreId) -> Answer<()> {
+        if !seen.attached {
+            listing.done = true;
+            return Ok(());
+        }
+        let page = self.kv(&store)?.children(&seen.path, listing.after.as_deref(), PAGE)?;
+        let last = page.last().map(|(name, _)| name.clone());
+        listing.done = page.len() < PAGE;
+        let place = Place::Key(store);
+        let table = self.table();
+        let from = listing.after.clone();
+        let within = |name: &[u8]| {
+            from.as_deref().is_none_or(|from| name > from)
+                && (listing.done || last.as_deref().is_some_and(|last| name <= last))
+        };
+        let drafts: Vec<Row> = table
+            .locals(seen.ino)
+            .into_iter()
+            .filter(|(name, _)| within(name))
+            .filter_map(|(name, ino)| {
+                let draft = table.draft(ino)?;
+                let attr = Self::draft_attr(ino, &draft.shape());
+                Some(Row { name: name.into_vec(), place, kind: attr.kind, attr: Some(attr) })
+            })
+            .collect();
+        let hidden = table.whiteouts(seen.ino);
+        let stored = page.into_iter().filter_map(|(name, node)| {
+            if hidden.iter().any(|out| **out == *name) || drafts.iter().any(|row| row.name == name) {
+                return None;
+            }
+            let shown = table.child(seen.ino, &name).and_then(|ino| Self::shown_draft(table.draft(ino).as_ref()));
+            let attr = match shown {
+                Some(draft) => Self::draft_attr(0, &draft.shape()),
+                None => self.node_attr(0, &node, None),
+            };
+            Some(Row { name, place, kind: keys::kind(&node), attr: Some(attr) })
+        });
+        let mut rows: Vec<Row> = stored.collect();
+        if !drafts.is_empty() {
+            rows.extend(drafts);
+            rows.sort_by(|a, b| a.name.cmp(&b.name));
+        }
+        drop(table);
+        listing.after = last.or(from);
+        listing.rows.extend(rows);
+        Ok(())
+    }
+}

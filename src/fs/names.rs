@@ -1,0 +1,364 @@
+//! Making and removing names in a store.
+
+use std::sync::{Arc, PoisonError, RwLockWriteGuard};
+
+use super::draft::{Content, Draft, Shape};
+use super::errno::{self, Answer, Failure};
+use super::inodes::{Attr, Place, Seen, Type, join};
+use super::keys::{self, FileHandle};
+use super::tree::{Caching, Handle, Open, Tree};
+use super::write::directory;
+use super::{chat, heads, local};
+use crate::clock;
+use crate::ids::StoreId;
+use crate::replication::limits;
+use crate::stores::Merge;
+use crate::stores::kv::{Head, HeadId, Heads, Kind, Kv, Node, Op, Value};
+
+/// All heads of a key, for superseding them.
+pub(crate) fn ids(heads: Option<&Heads>) -> Vec<HeadId> {
+    heads.into_iter().flat_map(Merge::all).map(|head| head.id).collect()
+}
+
+/// What a name in a store leads to, drafts and whiteouts considered.
+pub(crate) struct Target {
+    pub(crate) ino: Option<u64>,
+    pub(crate) path: Vec<u8>,
+    pub(crate) kind: Option<Type>,
+    pub(crate) draft: Option<Arc<Draft>>,
+    pub(crate) heads: Option<Heads>,
+}
+
+impl Tree {
+    pub(crate) fn changing(&self) -> RwLockWriteGuard<'_, ()> {
+        self.names.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A directory of a store in which names can be made.
+    pub(crate) fn place_for(&self, parent: u64, name: &[u8]) -> Answer<(Seen, StoreId, Arc<Kv>)> {
+        let seen = self.table().see(parent)?;
+        let store = match seen.place {
+            Place::Keys(store) | Place::Key(store) if seen.kind == Type::Directory => store,
+            Place::Key(_) => return Err(errno::NOT_DIRECTORY),
+            _ => return Err(errno::NOT_HERE),
+        };
+        if !seen.attached {
+            return Err(errno::MISSING);
+        }
+        if name.len() > limits::KEY_COMPONENT || seen.path.len() + name.len() + 1 > limits::KEY_PATH {
+            return Err(errno::NAME_TOO_LONG);
+        }
+        let kv = self.kv(&store)?;
+        Self::writable(&kv)?;
+        Ok((seen, store, kv))
+    }
+
+    pub(crate) fn target(&self, kv: &Kv, directory: &Seen, name: &[u8]) -> Answer<Target> {
+        let path = join(&directory.path, name);
+        let heads = kv.heads(&path)?;
+        let table = self.table();
+        let ino = table.child(directory.ino, name);
+        let draft = match ino {
+            Some(ino) => Self::shown_draft(table.see(ino)?.draft.as_ref()),
+            None => None,
+        };
+        let out = table.whiteout(directory.ino, name).is_some();
+        drop(table);
+        let kind = match &draft {
+            Some(draft) => Some(draft.shape().kind),
+            None if out => None,
+            None => kv.node(&path)?.map(|node| keys::kind(&node)),
+        };
+        Ok(Target { ino, path, kind, draft, heads })
+    }
+
+    /// Shows that a directory's names changed.
+    pub(crate) fn bump(&self, directory: u64) {
+        self.table().bump(directory, Some(clock::nanos()));
+    }
+
+    /// `open` with `O_CREAT` of a name that was not there a moment ago.
+    pub(crate) fn create(&self, parent: u64, name: &[u8], mode: u32, flags: i32) -> Answer<(Attr, Open)> {
+        if self.table().place(parent) == Some(Place::Chat) {
+            return self.create_room(parent, name, flags);
+        }
+        let (directory, store, kv) = self.place_for(parent, name)?;
+        self.space.check(0)?;
+        let target = self.target(&kv, &directory, name)?;
+        if let Some(kind) = target.kind {
+            return self.open_instead(&directory, store, name, kind, flags);
+        }
+        let mut shape = Shape::new(Type::File, mode & 0o7777);
+        shape.content = Content::Memory(Vec::new());
+        shape.new = true;
+        shape.bare = true;
+        shape.exclusive = flags & libc::O_EXCL != 0;
+        shape.local = local::stays(name);
+        shape.base = ids(target.heads.as_ref());
+        shape.writers = 1;
+        shape.touched();
+        let draft = Draft::new(shape);
+        let (seen, attr) = {
+            let mut table = self.table();
+            let ino = table.enter(parent, name, Place::Key(store), Type::File);
+            table.set_draft(ino, Arc::clone(&draft), true);
+            table.given(ino);
+            table.pin(ino);
+            (table.see(ino)?, Self::draft_attr(ino, &draft.shape()))
+        };
+        self.bump(parent);
+        let file = FileHandle::new(&seen, store, flags & libc::O_APPEND != 0, Some(draft));
+        Ok((attr, Open { handle: self.hold(Handle::File(file)), caching: Caching::Keep }))
+    }
+
+    /// Another machine, or another mount, was faster.
+    fn open_instead(&self, dir: &Seen, store: StoreId, name: &[u8], kind: Type, flags: i32) -> Answer<(Attr, Open)> {
+        if flags & libc::O_EXCL != 0 {
+            return Err(errno::EXISTS);
+        }
+        let ino = {
+            let mut table = self.table();
+            let ino = table.enter(dir.ino, name, Place::Key(store), kind);
+            table.given(ino);
+            ino
+        };
+        let result = self.open(ino, flags).and_then(|open| Ok((self.attr(ino)?, open)));
+        if result.is_err() {
+            self.table().forget(ino, 1);
+        }
+        result
+    }
+
+    fn create_room(&self, parent: u64, name: &[u8], flags: i32) -> Answer<(Attr, Open)> {
+        chat::may_be_made(self, name)?;
+        let ino = {
+            let mut table = self.table();
+            let ino = table.enter(parent, name, Place::Room, Type::File);
+            table.given(ino);
+            ino
+        };
+        let result = self.open(ino, flags).and_then(|open| Ok((self.attr(ino)?, open)));
+        if result.is_err() {
+            self.table().forget(ino, 1);
+        }
+        result
+    }
+
+    /// Makes a directory.
+    pub(crate) fn make_directory(&self, parent: u64, name: &[u8], mode: u32) -> Answer<Attr> {
+        let op = |path: Vec<u8>, supersedes| {
+            let mtime = clock::nanos();
+            Op::Put { path, supersedes, kind: Kind::Directory, mode: mode & 0o7777, mtime, value: Value::Empty }
+        };
+        self.make(parent, name, Type::Directory, op)
+    }
+
+    /// Makes a symbolic link.
+    pub(crate) fn make_link(&self, parent: u64, name: &[u8], to: &[u8]) -> Answer<Attr> {
+        if to.len() > limits::KEY_PATH {
+            return Err(errno::NAME_TOO_LONG);
+        }
+        if local::stays(name) {
+            return self.make_local_link(parent, name, to);
+        }
+        let (_, _, kv) = self.place_for(parent, name)?;
+        let value = kv.value(to)?;
+        let op = |path, supersedes| {
+            let (kind, mtime) = (Kind::Symlink, clock::nanos());
+            Op::Put { path, supersedes, kind, mode: 0o777, mtime, value }
+        };
+        self.make(parent, name, Type::Symlink, op)
+    }
+
+    fn make(
+        &self,
+        parent: u64,
+        name: &[u8],
+        kind: Type,
+        op: impl FnOnce(Vec<u8>, Vec<HeadId>) -> Op,
+    ) -> Answer<Attr> {
+        let (directory, store, kv) = self.place_for(parent, name)?;
+        let _names = self.changing();
+        let target = self.target(&kv, &directory, name)?;
+        if target.kind.is_some() {
+            return Err(errno::EXISTS);
+        }
+        let supersedes = ids(target.heads.as_ref());
+        self.commit(&kv, vec![op(target.path, supersedes)])?;
+        let ino = {
+            let mut table = self.table();
+            drop(table.take_whiteout(parent, name));
+            let ino = table.enter(parent, name, Place::Key(store), kind);
+            table.given(ino);
+            table.bump(ino, None);
+            ino
+        };
+        self.bump(parent);
+        self.attr(ino)
+    }
+
+    /// A lock that is a symbolic link, as emacs makes them.
+    fn make_local_link(&self, parent: u64, name: &[u8], to: &[u8]) -> Answer<Attr> {
+        let (directory, store, kv) = self.place_for(parent, name)?;
+        if self.target(&kv, &directory, name)?.kind.is_some() {
+            return Err(errno::EXISTS);
+        }
+        let mut shape = Shape::new(Type::Symlink, 0o777);
+        shape.content = Content::Memory(to.to_vec());
+        shape.size = to.len() as u64;
+        shape.new = true;
+        shape.local = true;
+        shape.touched();
+        let mut table = self.table();
+        let ino = table.enter(parent, name, Place::Key(store), Type::Symlink);
+        let attr = Self::draft_attr(ino, &shape);
+        table.set_draft(ino, Draft::new(shape), true);
+        table.given(ino);
+        drop(table);
+        self.bump(parent);
+        Ok(attr)
+    }
+
+    /// Removes a file or a symbolic link.
+    pub(crate) fn remove(&self, parent: u64, name: &[u8]) -> Answer<()> {
+        let directory = self.table().see(parent)?;
+        if let Place::HeadsOf(store) | Place::HeadsPath(store) = directory.place {
+            return self.remove_head(&directory, store, name);
+        }
+        let (directory, _, kv) = self.place_for(parent, name)?;
+        let _names = self.changing();
+        let target = self.target(&kv, &directory, name)?;
+        match target.kind {
+            None => return Err(errno::MISSING),
+            Some(Type::Directory) => return Err(errno::IS_DIRECTORY),
+            Some(Type::File | Type::Symlink) => {}
+        }
+        let last = target.ino.and_then(|ino| self.attr(ino).ok());
+        self.delete(&kv, &directory, name, &target)?;
+        if let Some(ino) = target.ino {
+            let mut table = self.table();
+            table.detach(ino, last);
+            if target.draft.is_some_and(|draft| draft.shape().writers == 0) {
+                table.clear_draft(ino);
+            }
+        }
+        self.bump(parent);
+        Ok(())
+    }
+
+    /// The entry that deletes a key, if the store has it.
+    fn delete(&self, kv: &Kv, directory: &Seen, name: &[u8], target: &Target) -> Answer<()> {
+        if target.heads.as_ref().is_some_and(|heads| heads.visible().is_some()) {
+            let supersedes = ids(target.heads.as_ref());
+            let mut ops = vec![Op::Delete { path: target.path.clone(), supersedes }];
+            Self::stay(kv, &directory.path, name, &mut ops)?;
+            self.commit(kv, ops)?;
+        }
+        drop(self.table().take_whiteout(directory.ino, name));
+        Ok(())
+    }
+
+    /// A directory that only its last key implied stays when that key goes.
+    pub(crate) fn stay(kv: &Kv, dir: &[u8], name: &[u8], ops: &mut Vec<Op>) -> Answer<()> {
+        if dir.is_empty() || !matches!(kv.node(dir)?, Some(Node::Directory(None))) {
+            return Ok(());
+        }
+        let children = kv.children(dir, None, 2)?;
+        if children.iter().all(|(child, _)| child == name) {
+            ops.push(directory(kv, dir, keys::IMPLIED, clock::nanos())?);
+        }
+        Ok(())
+    }
+
+    fn remove_head(&self, directory: &Seen, store: StoreId, name: &[u8]) -> Answer<()> {
+        Self::writable(&*self.kv(&store)?)?;
+        let ino = self.table().child(directory.ino, name).ok_or(errno::MISSING)?;
+        let seen = self.table().see(ino)?;
+        if !matches!(seen.place, Place::Head(_)) {
+            return Err(errno::IS_DIRECTORY);
+        }
+        let key = self.key_inode(store, &directory.path);
+        heads::remove(self, &seen, store)?;
+        self.table().detach(ino, None);
+        if let Some(key) = key {
+            // Another head may be the one that is shown now.
+            self.notify(super::announce::Notice::Content(key));
+        }
+        Ok(())
+    }
+
+    /// The inode of a key, if the kernel knows it.
+    pub(crate) fn key_inode(&self, store: StoreId, path: &[u8]) -> Option<u64> {
+        let table = self.table();
+        let name = self.stores().into_iter().find(|(_, id)| *id == store)?.0;
+        let mut at = super::inodes::ROOT;
+        for name in [&b"stores"[..], name.as_bytes(), b"keys"] {
+            at = table.child(at, name)?;
+        }
+        path.split(|byte| *byte == b'/').try_fold(at, |at, name| table.child(at, name))
+    }
+
+    /// Removes an empty directory.
+    pub(crate) fn remove_directory(&self, parent: u64, name: &[u8]) -> Answer<()> {
+        let directory = self.table().see(parent)?;
+        if matches!(directory.place, Place::HeadsOf(_) | Place::HeadsPath(_) | Place::Heads) {
+            return Err(Failure::Refused(libc::EPERM, "it goes by itself when its conflicts are settled"));
+        }
+        let (directory, _, kv) = self.place_for(parent, name)?;
+        let known = self.table().child(parent, name);
+        if let Some(ino) = known {
+            self.settle_whiteouts(ino);
+        }
+        let _names = self.changing();
+        let target = self.target(&kv, &directory, name)?;
+        match target.kind {
+            None => return Err(errno::MISSING),
+            Some(Type::File | Type::Symlink) => return Err(errno::NOT_DIRECTORY),
+            Some(Type::Directory) => {}
+        }
+        let occupied = |ino| !self.table().locals(ino).is_empty();
+        if kv.has_children(&target.path)? || target.ino.is_some_and(occupied) {
+            return Err(errno::NOT_EMPTY);
+        }
+        let last = target.ino.and_then(|ino| self.attr(ino).ok());
+        self.delete(&kv, &directory, name, &target)?;
+        if let Some(ino) = target.ino {
+            self.table().detach(ino, last);
+        }
+        self.bump(parent);
+        Ok(())
+    }
+
+    /// Deletes what was taken away in a directory and did not come back.
+    pub(crate) fn settle_whiteouts(&self, directory: u64) {
+        let names = self.table().whiteouts(directory);
+        for name in names {
+            if let Err(error) = self.settle_whiteout(directory, &name) {
+                tracing::error!(target: "fs", %error, "a removed key is still there for others");
+            }
+        }
+    }
+
+    /// Deletes a key that was taken away and did not come back.
+    pub(crate) fn settle_whiteout(&self, parent: u64, name: &[u8]) -> Answer<()> {
+        let (directory, _, kv) = self.place_for(parent, name)?;
+        let _names = self.changing();
+        let Some(whiteout) = self.table().whiteout(parent, name) else { return Ok(()) };
+        let target = self.target(&kv, &directory, name)?;
+        if target.draft.is_some() {
+            // Another file is being written in its place, and will supersede it.
+            return Ok(());
+        }
+        let live: Vec<Head> = target.heads.iter().flat_map(Merge::all).copied().collect();
+        let supersedes: Vec<_> = live.iter().map(|head| head.id).filter(|id| whiteout.heads.contains(id)).collect();
+        if !supersedes.is_empty() && target.heads.as_ref().is_some_and(|heads| heads.visible().is_some()) {
+            let mut ops = vec![Op::Delete { path: target.path.clone(), supersedes }];
+            Self::stay(&kv, &directory.path, name, &mut ops)?;
+            self.commit(&kv, ops)?;
+        }
+        drop(self.table().take_whiteout(parent, name));
+        // What another machine wrote there meanwhile shows again.
+        self.notify(super::announce::Notice::Name(parent, name.into()));
+        Ok(())
+    }
+}

@@ -1,0 +1,38 @@
+//! `/README`: what is here, for whoever looks in for the first time.
+
+use super::tree::Tree;
+
+const HERE: &str = "\
+This directory is a mesh: a set of machines that keep the same files, each able to work alone.
+What you write here is signed, kept on this machine, and copied to the others as soon as they can be reached.
+
+  stores/<name>/keys/   the files of a store: use any program on them; one save is one version
+  stores/<name>/.heads  where two machines changed the same file: each version, to compare
+  .heads/               the same for all stores; `find .heads -type f` lists what needs a person
+  chat/<room>           read it, or append a line: echo hello >> chat/room ; tail -f follows
+  peers/<name>/         the machines: status, address, rtt, last_seen, lag
+
+Names that begin with a dot are reached by name and not listed, so that copying a store copies its files only.
+
+To settle a conflict: write the file as usual, or cp or mv one of its versions in .heads onto it,
+or rm the versions in .heads that lose.
+
+Kept and copied: content, permissions, mtime, symbolic links, empty directories. Not kept: owners, hard links,
+device nodes, extended attributes. Editors' swap and backup files stay on this machine.
+
+More: lattice --help, lattice status, lattice conflicts.
+";
+
+const NO_MESH: &str = "\
+This machine is in no mesh yet. Start one, or join one:
+
+  lattice mesh init NAME
+  lattice mesh join TOKEN      (TOKEN is what `lattice mesh invite` printed on a machine of that mesh)
+
+Then this directory fills with the mesh's stores.
+";
+
+/// The text.
+pub(crate) fn text(tree: &Tree) -> Vec<u8> {
+    if tree.registry().is_some() { HERE.into() } else { NO_MESH.into() }
+}

@@ -1,0 +1,252 @@
+//! Mounting and unmounting.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use fuser::{Config, Session, SessionACL};
+
+use super::adapter::Adapter;
+use super::announce::{self, Notice};
+use super::tree::Tree;
+use super::{Sources, mounts, waiting};
+
+/// How long unmounting waits for calls that are being answered before it ends them.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why there is no mount.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// The mount point is not there.
+    #[error("{} does not exist; make it with: mkdir -p {}", .0.display(), .0.display())]
+    Missing(PathBuf),
+    /// The mount point is something else.
+    #[error("{} is not a directory; choose an empty directory to mount on", .0.display())]
+    NotDirectory(PathBuf),
+    /// Mounting would hide what is in it.
+    #[error("{} is not empty; choose an empty directory to mount on", .0.display())]
+    NotEmpty(PathBuf),
+    /// A mesh is mounted there and answers.
+    #[error("a mesh is already mounted on {}; unmount it first with: lattice down", .0.display())]
+    AlreadyMounted(PathBuf),
+    /// The kernel offers no FUSE.
+    #[error("/dev/fuse is missing; load the module with: modprobe fuse (in a container: --device /dev/fuse)")]
+    NoDevice,
+    /// The helper is not installed.
+    #[error("fusermount3 is not installed, and only root mounts without it; install the package fuse3")]
+    NoHelper,
+    /// The system refused.
+    #[error("mounting is not allowed here: {0}")]
+    NotAllowed(String),
+    /// A dead mount is in the way and could not be cleared.
+    #[error("{} is a dead mount; clear it with: fusermount3 -uz {}", path.display(), path.display())]
+    Dead {
+        /// The mount point.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The disk or the system.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The mount point or the drafts' directory.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl MountError {
+    pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
+        Self::Io { path: path.to_owned(), source }
+    }
+}
+
+/// How to mount.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Let other users of this machine in, as the files' permissions say.
+    pub everyone: bool,
+    /// Threads that answer the kernel.
+    pub threads: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { everyone: false, threads: 3 }
+    }
+}
+
+/// A mount. Dropping it unmounts as well, and waits less.
+#[derive(Debug)]
+pub struct Mounted {
+    at: PathBuf,
+    minor: u64,
+    tree: Arc<Tree>,
+    notices: Sender<Notice>,
+    ended: Receiver<()>,
+    herald: Option<JoinHandle<()>>,
+    waiter: Option<JoinHandle<()>>,
+}
+
+/// Mounts the mesh on the empty directory `at`. What a dead daemon left mounted there is cleared first.
+///
+/// # Errors
+/// Each with a sentence that says what to do.
+pub fn mount(at: &Path, sources: Sources, options: Options) -> Result<Mounted, MountError> {
+    let at = mount_point(at)?;
+    let drafts = sources.drafts.clone();
+    std::fs::create_dir_all(&drafts).map_err(|error| MountError::io(&drafts, error))?;
+    let owner = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
+    let (notices, queue) = channel();
+    let tree = Arc::new(Tree::new(sources, owner, notices.clone()));
+    tree.take_up();
+    let adapter = Adapter::new(Arc::clone(&tree)).map_err(|error| MountError::io(&at, error))?;
+    let device = mounts::make(&at, options.everyone)?;
+    let minor = mounts::uppermost(&at).map_err(|error| MountError::io(&at, error))?.map_or(0, |entry| entry.minor);
+    serve(&at, minor, tree, adapter, device, options, (notices, queue)).inspect_err(|_| {
+        if let Err(error) = mounts::detach(&at, minor) {
+            tracing::error!(target: "fs", at = %at.display(), %error, "a mount that nobody answers stays behind");
+        }
+    })
+}
+
+fn serve(
+    at: &Path,
+    minor: u64,
+    tree: Arc<Tree>,
+    adapter: Adapter,
+    device: std::os::fd::OwnedFd,
+    options: Options,
+    (notices, queue): (Sender<Notice>, Receiver<Notice>),
+) -> Result<Mounted, MountError> {
+    let io = |error| MountError::io(at, error);
+    let mut config = Config::default();
+    config.acl = if options.everyone { SessionACL::All } else { SessionACL::Owner };
+    config.n_threads = Some(options.threads.max(1));
+    let session = Session::from_fd(adapter, device, config.acl, config).map_err(io)?;
+    let background = session.spawn().map_err(io)?;
+    let notifier = background.notifier();
+    let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
+    let (end, ended) = channel();
+    let _session = named("fs-session").spawn(move || {
+        if let Err(error) = background.join() {
+            tracing::warn!(target: "fs", %error, "the mount ended");
+        }
+        drop(end.send(()));
+    });
+    let herald = {
+        let (tree, notices) = (Arc::clone(&tree), notices.clone());
+        named("fs-announce").spawn(move || announce::run(&tree, &notifier, &queue, &notices)).map_err(io)?
+    };
+    let waiter = {
+        let tree = Arc::clone(&tree);
+        named("fs-waiting").spawn(move || waiting::run(&tree)).map_err(io)?
+    };
+    tracing::info!(target: "fs", at = %at.display(), "mounted");
+    let (herald, waiter) = (Some(herald), Some(waiter));
+    Ok(Mounted { at: at.to_owned(), minor, tree, notices, ended, herald, waiter })
+}
+
+/// The mount point, fit to be mounted on.
+fn mount_point(at: &Path) -> Result<PathBuf, MountError> {
+    let absolute = std::path::absolute(at).map_err(|error| MountError::io(at, error))?;
+    if let Err(error) = std::fs::symlink_metadata(&absolute)
+        && error.raw_os_error() == Some(libc::ENOTCONN)
+    {
+        clear(&absolute)?;
+    }
+    let path = absolute.canonicalize().map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => MountError::Missing(absolute.clone()),
+        _ if error.raw_os_error() == Some(libc::ENOTDIR) => MountError::NotDirectory(absolute.clone()),
+        _ => MountError::io(&absolute, error),
+    })?;
+    if !path.is_dir() {
+        return Err(MountError::NotDirectory(path));
+    }
+    let entry = mounts::uppermost(&path).map_err(|error| MountError::io(&path, error))?;
+    if entry.is_some_and(|entry| entry.kind == mounts::TYPE) {
+        return Err(MountError::AlreadyMounted(path));
+    }
+    let mut inside = std::fs::read_dir(&path).map_err(|error| MountError::io(&path, error))?;
+    if inside.next().is_some() {
+        return Err(MountError::NotEmpty(path));
+    }
+    Ok(path)
+}
+
+/// Clears a mount of ours whose daemon is gone.
+fn clear(at: &Path) -> Result<(), MountError> {
+    let dead = |source| MountError::Dead { path: at.to_owned(), source };
+    // The last part can't be resolved while it is dead; what is above it can.
+    let at = match (at.parent().map(Path::canonicalize), at.file_name()) {
+        (Some(Ok(parent)), Some(name)) => parent.join(name),
+        _ => at.to_owned(),
+    };
+    match mounts::uppermost(&at).map_err(dead)? {
+        Some(entry) if entry.kind == mounts::TYPE => {
+            tracing::info!(target: "fs", at = %at.display(), "clearing the mount of a daemon that is gone");
+            mounts::detach(&at, entry.minor).map_err(dead)
+        }
+        _ => Err(dead(std::io::Error::from_raw_os_error(libc::ENOTCONN))),
+    }
+}
+
+impl Mounted {
+    /// Where it is mounted.
+    #[must_use]
+    pub fn at(&self) -> &Path {
+        &self.at
+    }
+
+    /// Whether it still is: someone else may have unmounted it.
+    #[must_use]
+    pub fn alive(&self) -> bool {
+        matches!(self.ended.try_recv(), Err(std::sync::mpsc::TryRecvError::Empty))
+    }
+
+    /// Publishes what waits, takes the mount away, at once even if someone sits in it, and ends the calls that are
+    /// still being answered after a moment. To be called before the stores are closed.
+    ///
+    /// # Errors
+    /// If the system does not let it go.
+    pub fn unmount(mut self) -> Result<(), MountError> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<(), MountError> {
+        let Some(waiter) = self.waiter.take() else { return Ok(()) };
+        let detached = mounts::detach(&self.at, self.minor).map_err(|error| MountError::io(&self.at, error));
+        if self.ended.recv_timeout(PATIENCE).is_err() {
+            if let Err(error) = mounts::abort(self.minor) {
+                tracing::warn!(target: "fs", %error, "calls that are not answered can't be ended");
+            }
+            if self.ended.recv_timeout(PATIENCE).is_err() {
+                tracing::warn!(target: "fs", "the mount's threads did not end");
+            }
+        }
+        self.tree.waiting.stop();
+        if waiter.join().is_err() {
+            tracing::error!(target: "fs", "publishing what waited failed");
+        }
+        for (parent, _) in self.tree.all_whiteouts() {
+            self.tree.settle_whiteouts(parent);
+        }
+        self.tree.leave();
+        drop(self.notices.send(Notice::Stop));
+        if self.herald.take().is_some_and(|herald| herald.join().is_err()) {
+            tracing::error!(target: "fs", "announcing failed");
+        }
+        detached
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            tracing::error!(target: "fs", %error, "unmounting");
+        }
+    }
+}

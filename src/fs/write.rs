@@ -1,0 +1,439 @@
+//! Keys as files: writing, and when what was written becomes a version.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::draft::{Content, Draft, IN_MEMORY, Shape, Spill};
+use super::errno::{self, Answer, Failure};
+use super::inodes::{Attr, Type};
+use super::keys::FileHandle;
+use super::shelf::{self, Kept, Note};
+use super::tree::Tree;
+use super::waiting::{Due, RENAME};
+use crate::clock;
+use crate::ids::StoreId;
+use crate::replication::log::Receipt;
+use crate::stores::kv::{HeadId, Kind, Kv, Op, Opened, PATIENCE, Value};
+
+/// A version of a draft, ready to be put into an entry.
+pub(crate) struct Version {
+    pub(crate) changes: u64,
+    pub(crate) kind: Kind,
+    pub(crate) mode: u32,
+    pub(crate) mtime: i64,
+    pub(crate) base: Vec<HeadId>,
+    pub(crate) value: Value,
+}
+
+impl Version {
+    /// The operation that gives a key this version.
+    pub(crate) fn put(&self, path: Vec<u8>, supersedes: Vec<HeadId>) -> Op {
+        let value = self.value.clone();
+        Op::Put { path, supersedes, kind: self.kind, mode: self.mode, mtime: self.mtime, value }
+    }
+}
+
+/// A content by reference.
+pub(crate) const fn same(content: crate::stores::kv::Content) -> Value {
+    match content {
+        crate::stores::kv::Content::Empty => Value::Empty,
+        content @ (crate::stores::kv::Content::Inline { .. } | crate::stores::kv::Content::Blob { .. }) => {
+            Value::Same(content)
+        }
+    }
+}
+
+impl Tree {
+    /// Prepares the first change since the draft was last published: from here on it stands for what its opener saw.
+    fn begin(shape: &mut Shape, file: &FileHandle) {
+        if shape.dirty() || shape.new {
+            return;
+        }
+        if shape.moved {
+            shape.base.clear();
+        } else {
+            shape.base.clone_from(&file.base);
+        }
+        shape.base.extend(shape.own);
+        let ours = shape.own.is_some() && !matches!(shape.content, Content::Base(_));
+        if !ours {
+            shape.content = Content::Base(file.winner.map(Box::new));
+            shape.size = file.winner.map_or(0, |head| head.content.size());
+        }
+        shape.base.sort_unstable();
+        shape.base.dedup();
+    }
+
+    /// Whether writing needs bytes that take long to get: those of a large value.
+    pub(crate) fn write_takes_long(draft: &Draft, file: &FileHandle) -> bool {
+        let shape = draft.shape();
+        let fresh = !shape.dirty() && !shape.new && shape.own.is_none();
+        let size = if fresh { file.winner.map_or(0, |head| head.content.size()) } else { shape.size };
+        (fresh || matches!(shape.content, Content::Base(Some(_)))) && size > IN_MEMORY
+    }
+
+    /// Brings in the bytes that a change builds upon.
+    fn load(&self, draft: &Draft, kv: &Kv) -> Answer<()> {
+        let head = match &draft.shape().content {
+            Content::Base(Some(head)) => **head,
+            Content::Base(None) | Content::Memory(_) | Content::Spilled(_) => return Ok(()),
+        };
+        let content = match kv.read_within(&head, PATIENCE)? {
+            Opened::Bytes(bytes) => Content::Memory(bytes),
+            Opened::File(mut from, size) if size > IN_MEMORY => {
+                self.space.check(size)?;
+                let spill = Spill::new(self.drafts())?;
+                std::io::copy(&mut from, &mut &spill.file)?;
+                Content::Spilled(Arc::new(spill))
+            }
+            Opened::File(from, size) => {
+                let size = usize::try_from(size).unwrap_or(usize::MAX);
+                Content::Memory(super::draft::read_at(&from, 0, size)?)
+            }
+        };
+        let mut shape = draft.shape();
+        if matches!(&shape.content, Content::Base(Some(base)) if base.id == head.id) {
+            shape.content = content;
+        }
+        Ok(())
+    }
+
+    /// Writes; with `append` at the end as it is here and now, whatever the kernel believes.
+    pub(crate) fn write(&self, file: &FileHandle, offset: u64, data: &[u8], append: bool) -> Answer<()> {
+        let draft = file.draft.as_ref().ok_or(errno::INVALID)?;
+        self.space.check(data.len() as u64)?;
+        Self::begin(&mut draft.shape(), file);
+        self.load(draft, &*self.kv(&file.store)?)?;
+        let mut shape = draft.shape();
+        let offset = if append || file.append { shape.size } else { offset };
+        let before = matches!(shape.content, Content::Spilled(_));
+        shape.write(offset, data, self.drafts())?;
+        let spilled = !before && matches!(shape.content, Content::Spilled(_));
+        drop(shape);
+        if spilled {
+            // So that a person can tell what it was, should the daemon die.
+            self.keep(file.ino, file.store, draft, false)?;
+        }
+        Ok(())
+    }
+
+    /// Cuts or extends through an open descriptor.
+    pub(crate) fn resize(&self, file: &FileHandle, draft: &Draft, size: u64) -> Answer<()> {
+        self.space.check(size.saturating_sub(draft.shape().size))?;
+        Self::begin(&mut draft.shape(), file);
+        if size > 0 {
+            self.load(draft, &*self.kv(&file.store)?)?;
+        }
+        Ok(draft.shape().resize(size, self.drafts())?)
+    }
+
+    /// `close`, of one of possibly several descriptors.
+    pub(crate) fn flush(&self, file: &FileHandle) -> Answer<()> {
+        let Some(draft) = &file.draft else { return Ok(()) };
+        let later = {
+            let shape = draft.shape();
+            !shape.dirty() || shape.bare || shape.local || (shape.exclusive && shape.new)
+        };
+        if later { Ok(()) } else { self.publish(file.ino, file.store, draft).map(drop) }
+    }
+
+    /// Whether publishing it copies a large file.
+    pub(crate) fn publishing_takes_long(draft: &Draft) -> bool {
+        let shape = draft.shape();
+        shape.dirty() && shape.size > IN_MEMORY
+    }
+
+    /// The last descriptor of an opening is gone.
+    pub(crate) fn release(&self, file: &FileHandle) -> Answer<()> {
+        let result = file.draft.as_ref().map_or(Ok(()), |draft| self.release_draft(file.ino, file.store, draft));
+        self.table().unpin(file.ino);
+        result
+    }
+
+    fn release_draft(&self, ino: u64, store: StoreId, draft: &Arc<Draft>) -> Answer<()> {
+        let (waits, local) = {
+            let mut shape = draft.shape();
+            shape.writers = shape.writers.saturating_sub(1);
+            if shape.writers > 0 {
+                return Ok(());
+            }
+            (shape.exclusive && shape.new && !shape.local, shape.local)
+        };
+        if local {
+            return Ok(());
+        }
+        if waits && self.table().see(ino)?.attached {
+            self.note_closed(ino, store, draft);
+            self.waiting.add(RENAME, Due::Draft(ino));
+            return Ok(());
+        }
+        self.settle(ino, store, draft)
+    }
+
+    /// Publishes a draft that nobody writes any more, and lets go of it. One that can't be published is put aside.
+    pub(crate) fn settle(&self, ino: u64, store: StoreId, draft: &Arc<Draft>) -> Answer<()> {
+        let result = self.publish(ino, store, draft).map(drop);
+        let mut table = self.table();
+        if draft.shape().writers > 0 {
+            return result;
+        }
+        table.clear_draft(ino);
+        drop(table);
+        if let Err(error) = &result {
+            self.put_aside(store, ino, draft, error);
+        }
+        result
+    }
+
+    fn put_aside(&self, store: StoreId, ino: u64, draft: &Draft, why: &Failure) {
+        let path = self.table().see(ino).map(|seen| seen.path).unwrap_or_default();
+        let shape = draft.shape();
+        let note = Note::of(&shape, store, &path);
+        let aside = shelf::keep(self.drafts(), &shape.content, &note, true).and_then(|kept| kept.aside(self.drafts(), &note));
+        let path = String::from_utf8_lossy(&path).into_owned();
+        match aside {
+            Ok(()) => tracing::error!(target: "fs", path, %why, "not published; it is kept: see `lattice status`"),
+            Err(error) => tracing::error!(target: "fs", path, %why, %error, "not published, and not kept either"),
+        }
+        drop(shape);
+        self.notify(super::announce::Notice::Content(ino));
+    }
+
+    /// Makes a version of what was written, if anything was. Idempotent.
+    pub(crate) fn publish(&self, ino: u64, store: StoreId, draft: &Draft) -> Answer<Option<Receipt>> {
+        let _one = super::tree::locked(&draft.publishing);
+        let kv = self.kv(&store)?;
+        let Some(version) = Self::version(&kv, draft)? else { return Ok(None) };
+        let _names = self.names.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let seen = self.table().see(ino)?;
+        if !seen.attached {
+            return Ok(None);
+        }
+        let receipt = self.commit(&kv, vec![version.put(seen.path, version.base.clone())])?;
+        self.is_published(ino, &kv, draft, version.changes, HeadId { entry: receipt.hash, op: 0 }, receipt);
+        let mut table = self.table();
+        drop(table.take_whiteout(seen.parent, &seen.name));
+        drop(table);
+        Ok(Some(receipt))
+    }
+
+    /// What the draft is now, as an entry can hold it; `None` if the store has it already.
+    pub(crate) fn version(kv: &Kv, draft: &Draft) -> Answer<Option<Version>> {
+        let (changes, kind, mode, mtime, base, content) = {
+            let shape = draft.shape();
+            if !shape.dirty() && !shape.new {
+                return Ok(None);
+            }
+            let kind = if shape.kind == Type::Symlink { Kind::Symlink } else { Kind::File };
+            (shape.changes, kind, shape.mode, shape.mtime, shape.base.clone(), shape.content.clone())
+        };
+        let value = match &content {
+            Content::Base(None) => Value::Empty,
+            Content::Base(Some(head)) => same(head.content),
+            Content::Memory(bytes) => kv.value(bytes)?,
+            Content::Spilled(spill) => kv.value_of_file(&spill.path)?,
+        };
+        Ok(Some(Version { changes, kind, mode, mtime, base, value }))
+    }
+
+    /// Notes that the store has a draft's version.
+    pub(crate) fn is_published(
+        &self,
+        ino: u64,
+        kv: &Arc<Kv>,
+        draft: &Draft,
+        changes: u64,
+        own: HeadId,
+        receipt: Receipt,
+    ) {
+        let kept = {
+            let mut shape = draft.shape();
+            shape.published = changes;
+            shape.new = false;
+            shape.exclusive = false;
+            shape.local = false;
+            shape.own = Some(own);
+            shape.base = vec![own];
+            shape.kept.take()
+        };
+        self.table().published(ino);
+        if let Some((_, kept)) = kept {
+            self.drop_when_durable(kept, Arc::clone(kv), receipt.staged);
+        }
+    }
+
+    /// The copy must not go before the entry is on the disk.
+    fn drop_when_durable(&self, kept: Arc<Kept>, kv: Arc<Kv>, staged: u64) {
+        self.waiting.add(Duration::ZERO, Due::Durable(kept, kv, staged));
+    }
+
+    /// `fsync`: what was written survives a crash of this machine, as an entry or as a draft.
+    pub(crate) fn sync(&self, file: &FileHandle) -> Answer<()> {
+        let kv = self.kv(&file.store)?;
+        if let Some(draft) = &file.draft {
+            let as_draft = {
+                let shape = draft.shape();
+                shape.local || (shape.exclusive && shape.new)
+            };
+            if as_draft {
+                return self.keep(file.ino, file.store, draft, true);
+            }
+            if let Some(receipt) = self.publish(file.ino, file.store, draft)? {
+                return Ok(kv.wait(receipt.staged)?);
+            }
+        }
+        self.sync_store(file.store)
+    }
+
+    /// Waits until all that was made in the store so far is durable.
+    pub(crate) fn sync_store(&self, store: StoreId) -> Answer<()> {
+        let latest = self.table().latest.get(&store).copied();
+        match latest {
+            Some(receipt) => Ok(self.kv(&store)?.wait(receipt.staged)?),
+            None => Ok(()),
+        }
+    }
+
+    /// Keeps a copy of a draft on the disk.
+    pub(crate) fn keep(&self, ino: u64, store: StoreId, draft: &Draft, sync: bool) -> Answer<()> {
+        let path = self.table().see(ino)?.path;
+        let (changes, content, note) = {
+            let shape = draft.shape();
+            if sync && shape.kept.as_ref().is_some_and(|(changes, _)| *changes == shape.changes) {
+                return Ok(());
+            }
+            (shape.changes, shape.content.clone(), Note::of(&shape, store, &path))
+        };
+        let kept = Arc::new(shelf::keep(self.drafts(), &content, &note, sync)?);
+        let changes = if sync { changes } else { 0 };
+        let old = draft.shape().kept.replace((changes, Arc::clone(&kept)));
+        if let Some((_, old)) = old {
+            old.replaced_by(&kept);
+        }
+        Ok(())
+    }
+
+    /// Lets the copy say that its writer was done: after a crash it is published.
+    fn note_closed(&self, ino: u64, store: StoreId, draft: &Draft) {
+        let Ok(seen) = self.table().see(ino) else { return };
+        let shape = draft.shape();
+        if let Some((_, kept)) = &shape.kept
+            && let Err(error) = kept.update(&Note::of(&shape, store, &seen.path))
+        {
+            tracing::warn!(target: "fs", %error, "a draft's note can't be brought up to date");
+        }
+    }
+
+    /// Sets what `chmod`, `utimens` and `truncate` set.
+    pub(crate) fn set(&self, ino: u64, wanted: Wanted, file: Option<&FileHandle>) -> Answer<Attr> {
+        let seen = self.table().see(ino)?;
+        let super::inodes::Place::Key(store) = seen.place else { return self.set_fixed(ino, &seen, wanted) };
+        if let Some(size) = wanted.size {
+            self.truncate(ino, store, size, file)?;
+        }
+        if wanted.mode.is_none() && wanted.mtime.is_none() {
+            return self.attr(ino);
+        }
+        let shown = Self::shown_draft(seen.draft.as_ref().or(file.and_then(|file| file.draft.as_ref())));
+        if let Some(draft) = shown.filter(|draft| seen.attached && draft.shape().shown() || !seen.attached) {
+            let mut shape = draft.shape();
+            shape.mode = wanted.mode.unwrap_or(shape.mode);
+            shape.mtime = wanted.mtime.unwrap_or(shape.mtime);
+            shape.touched();
+            return Ok(Self::draft_attr(ino, &shape));
+        }
+        if seen.attached {
+            self.set_attributes(ino, store, wanted)?;
+        }
+        self.attr(ino)
+    }
+
+    fn set_fixed(&self, ino: u64, seen: &super::inodes::Seen, wanted: Wanted) -> Answer<Attr> {
+        match seen.place {
+            // `cp -a` and `rsync -a` set them on the directory that they copy to; it has none that are kept.
+            super::inodes::Place::Keys(_) => {
+                if wanted.mtime.is_some() {
+                    self.table().bump(ino, wanted.mtime);
+                }
+                self.attr(ino)
+            }
+            super::inodes::Place::Room if wanted.size.is_some() => Err(errno::APPEND_ONLY),
+            super::inodes::Place::Room if wanted.mode.is_none() => self.attr(ino),
+            _ => Err(Failure::Refused(libc::EPERM, "what is generated can't be changed")),
+        }
+    }
+
+    fn truncate(&self, ino: u64, store: StoreId, size: u64, file: Option<&FileHandle>) -> Answer<()> {
+        if let Some(file) = file
+            && let Some(draft) = &file.draft
+        {
+            return self.resize(file, draft, size);
+        }
+        let seen = self.table().see(ino)?;
+        let own = self.open_key(&seen, store, libc::O_WRONLY)?;
+        let result = own.draft.as_ref().ok_or(errno::INVALID).and_then(|draft| {
+            let shown = draft.shape().size;
+            if shown == size { Ok(()) } else { self.resize(&own, draft, size) }
+        });
+        let released = self.release(&own);
+        result.and(released)
+    }
+
+    /// An entry that changes the attributes of what is shown.
+    fn set_attributes(&self, ino: u64, store: StoreId, wanted: Wanted) -> Answer<()> {
+        let kv = self.kv(&store)?;
+        Self::writable(&kv)?;
+        let _names = self.names.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let seen = self.table().see(ino)?;
+        let node = kv.node(&seen.path)?.ok_or(errno::MISSING)?;
+        use crate::stores::kv::Node;
+        let head = match node {
+            Node::File(head) | Node::Symlink(head) | Node::Directory(Some(head)) => head,
+            Node::Directory(None) => return self.make_explicit(ino, &kv, &seen.path, wanted),
+        };
+        let mode = wanted.mode.unwrap_or(head.mode);
+        let mtime = wanted.mtime.unwrap_or(head.mtime);
+        if (mode, mtime) != (head.mode, head.mtime) {
+            let heads = kv.heads(&seen.path)?;
+            let all = heads.iter().flat_map(crate::stores::Merge::all);
+            let supersedes = all.filter(|other| other.same_value(&head)).map(|other| other.id).collect();
+            let value = same(head.content);
+            let op = Op::SetAttr { path: seen.path, supersedes, kind: head.kind, mode, mtime, value };
+            let receipt = self.commit(&kv, vec![op])?;
+            if let Some(draft) = &seen.draft {
+                let mut shape = draft.shape();
+                shape.own = Some(HeadId { entry: receipt.hash, op: 0 });
+                shape.mode = mode;
+            }
+        }
+        if wanted.mtime.is_some() {
+            self.table().bump(ino, None);
+        }
+        Ok(())
+    }
+
+    fn make_explicit(&self, ino: u64, kv: &Kv, path: &[u8], wanted: Wanted) -> Answer<()> {
+        let mode = wanted.mode.unwrap_or(super::keys::IMPLIED);
+        let mtime = wanted.mtime.unwrap_or_else(clock::nanos);
+        self.commit(kv, vec![directory(kv, path, mode, mtime)?])?;
+        self.table().bump(ino, None);
+        Ok(())
+    }
+}
+
+/// The operation that makes a directory of its own.
+pub(crate) fn directory(kv: &Kv, path: &[u8], mode: u32, mtime: i64) -> Answer<Op> {
+    // A file that the directory hides keeps its heads: it stays a conflict for a person.
+    let heads = kv.heads(path)?.filter(|heads| heads.visible().is_none_or(|head| head.kind == Kind::Directory));
+    let supersedes = heads.iter().flat_map(crate::stores::Merge::all).map(|head| head.id).collect();
+    let (path, kind) = (path.to_vec(), Kind::Directory);
+    Ok(Op::Put { path, supersedes, kind, mode, mtime, value: Value::Empty })
+}
+
+/// What is to be set; `None`: as it was.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Wanted {
+    pub(crate) mode: Option<u32>,
+    pub(crate) mtime: Option<i64>,
+    pub(crate) size: Option<u64>,
+}
