@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, ForgetOne, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
     TimeOrNow, WriteFlags,
 };
@@ -170,13 +170,6 @@ impl Filesystem for Adapter {
 
     fn forget(&self, _: &Request, ino: INodeNo, times: u64) {
         self.tree.table().forget(ino.0, times);
-    }
-
-    fn batch_forget(&self, _: &Request, nodes: &[ForgetOne]) {
-        let mut table = self.tree.table();
-        for node in nodes {
-            table.forget(node.nodeid().0, node.nlookup());
-        }
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
@@ -534,7 +527,8 @@ impl Adapter {
 
     /// Turns attributes into the kernel's, elsewhere.
     fn shaper(&self) -> impl Fn(&Attr) -> FileAttr + Send + 'static {
-        let other = Self { tree: Arc::clone(&self.tree), disk: Arc::clone(&self.disk), network: Arc::clone(&self.network) };
+        let other =
+            Self { tree: Arc::clone(&self.tree), disk: Arc::clone(&self.disk), network: Arc::clone(&self.network) };
         move |attr| other.file_attr(attr)
     }
 }

@@ -39,9 +39,11 @@ pub(crate) const APPEND_ONLY: Failure = Failure::Refused(libc::EPERM, "a room ca
 pub(crate) const READER: Failure = Failure::Refused(libc::EROFS, "this node may only read; an admin can change that");
 pub(crate) const NO_SPACE: Failure = Failure::Refused(libc::ENOSPC, "the disk that holds the drafts is full");
 pub(crate) const CLOSED: Failure = Failure::Refused(libc::EIO, "the store is closed or damaged; see `lattice status`");
-pub(crate) const OWNER: Failure = Failure::Refused(libc::EPERM, "files belong to whoever mounted; others can't own them");
+pub(crate) const OWNER: Failure =
+    Failure::Refused(libc::EPERM, "files belong to whoever mounted; others can't own them");
 pub(crate) const OTHER_STORE: Failure = Failure::Refused(libc::EXDEV, "it is in another store: copy it");
-pub(crate) const TREE_TOO_LARGE: Failure = Failure::Refused(libc::EXDEV, "too many keys for one entry: they are copied");
+pub(crate) const TREE_TOO_LARGE: Failure =
+    Failure::Refused(libc::EXDEV, "too many keys for one entry: they are copied");
 pub(crate) const INVALID: Failure = Failure::Refused(libc::EINVAL, "the call makes no sense for this file");
 
 impl Failure {

@@ -16,10 +16,9 @@ const PAGE: usize = 1_024;
 
 /// The name of the `n`th head of a key.
 fn name(tree: &Tree, n: usize, head: &Head) -> Vec<u8> {
-    let author = tree.registry().map_or_else(
-        || head.author.short(),
-        |registry| registry.root().log().membership().load().name(&head.author),
-    );
+    let author = tree
+        .registry()
+        .map_or_else(|| head.author.short(), |registry| registry.root().log().membership().load().name(&head.author));
     let deleted = if head.kind == Kind::Deleted { ".deleted" } else { "" };
     format!("{n}-{author}-{}{deleted}", head.id.entry.short()).into_bytes()
 }

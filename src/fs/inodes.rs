@@ -401,22 +401,6 @@ impl Inodes {
         names.map(|(name, ino)| (name.clone(), *ino)).collect()
     }
 
-    /// The drafts of files in and below a directory that the store does not have.
-    pub(crate) fn locals_below(&self, top: u64) -> Vec<u64> {
-        let mut found = Vec::new();
-        #[allow(clippy::iter_over_hash_type, reason = "the order is of no account: each is published by itself")]
-        for (parent, names) in &self.locals {
-            let mut at = *parent;
-            while at != top && at != ROOT {
-                at = self.nodes.get(&at).map_or(ROOT, |inode| inode.parent);
-            }
-            if at == top {
-                found.extend(names.values());
-            }
-        }
-        found
-    }
-
     /// Every draft.
     pub(crate) fn drafts(&self) -> Vec<(u64, Arc<Draft>)> {
         let nodes = self.nodes.iter();

@@ -40,7 +40,9 @@ mod tests {
 
     #[test]
     fn what_editors_leave_beside_a_file_stays_and_the_file_does_not() {
-        for name in [".notes.swp", ".notes.swx", "notes~", "#notes#", ".#notes", "4913", ".nfs0001", ".DS_Store", "a.part"] {
+        for name in
+            [".notes.swp", ".notes.swx", "notes~", "#notes#", ".#notes", "4913", ".nfs0001", ".DS_Store", "a.part"]
+        {
             assert!(stays(name.as_bytes()), "{name}");
         }
         for name in ["notes", ".bashrc", "a.swp.txt", "sw.swp", "#", "~", "part", ".gitignore", "a#b", "apart"] {

@@ -170,13 +170,7 @@ impl Tree {
         self.make(parent, name, Type::Symlink, op)
     }
 
-    fn make(
-        &self,
-        parent: u64,
-        name: &[u8],
-        kind: Type,
-        op: impl FnOnce(Vec<u8>, Vec<HeadId>) -> Op,
-    ) -> Answer<Attr> {
+    fn make(&self, parent: u64, name: &[u8], kind: Type, op: impl FnOnce(Vec<u8>, Vec<HeadId>) -> Op) -> Answer<Attr> {
         let (directory, store, kv) = self.place_for(parent, name)?;
         let _names = self.changing();
         let target = self.target(&kv, &directory, name)?;

@@ -15,7 +15,7 @@ use super::{heads, local};
 use crate::clock;
 use crate::ids::StoreId;
 use crate::stores::Merge;
-use crate::stores::kv::{HeadId, Heads, KvError, Kv, Node, Op};
+use crate::stores::kv::{HeadId, Heads, Kv, KvError, Node, Op};
 
 /// Keys that one entry could hold at most, with the shortest paths.
 const MOST: usize = 2_048;
@@ -78,8 +78,14 @@ impl Tree {
         let kind = target.kind.ok_or(errno::MISSING)?;
         let ino = self.table().enter(end.parent, end.name, Place::Key(store), kind);
         if kind == Type::Directory {
-            let inside: Vec<_> =
-                self.table().all_whiteouts().into_iter().map(|(parent, _)| parent).collect::<BTreeSet<_>>().into_iter().collect();
+            let inside: Vec<_> = self
+                .table()
+                .all_whiteouts()
+                .into_iter()
+                .map(|(parent, _)| parent)
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect();
             for parent in inside {
                 if self.table().see(parent)?.path.starts_with(&target.path) {
                     self.settle_whiteouts(parent);
@@ -91,7 +97,7 @@ impl Tree {
                 !shape.new && !shape.local
             };
             if published {
-                drop(self.publish(ino, store, &draft)?);
+                self.publish(ino, store, &draft)?;
             }
         }
         Ok(ino)
@@ -305,7 +311,7 @@ impl Tree {
                 if draft.shape().local {
                     return Err(Failure::Refused(libc::EINVAL, "one of them stays on this machine"));
                 }
-                drop(self.publish(ino, store, &draft)?);
+                self.publish(ino, store, &draft)?;
             }
         }
         let kv = self.kv(&store)?;
@@ -339,7 +345,7 @@ impl Tree {
         }
         let before = self.target(&kv, &directory, to.name)?;
         if let (Some(ino), Some(draft)) = (before.ino, &before.draft) {
-            drop(self.publish(ino, store, draft)?);
+            self.publish(ino, store, draft)?;
         }
         let _names = self.changing();
         let rename = Renaming { store, from, to, ino, noreplace: false };

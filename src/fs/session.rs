@@ -135,7 +135,8 @@ fn serve(
         if let Err(error) = background.join() {
             tracing::warn!(target: "fs", %error, "the mount ended");
         }
-        drop(end.send(()));
+        // Nobody waits any more if the process is ending.
+        end.send(()).ok();
     });
     let herald = {
         let (tree, notices) = (Arc::clone(&tree), notices.clone());

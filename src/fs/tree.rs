@@ -201,10 +201,9 @@ impl Tree {
                 heads::look(self, directory, id, name)?.map(|(place, kind)| (place, kind, NONE))
             }
             Place::Peers => members::is(self, name).then_some((Place::Peer, Type::Directory, NONE)),
-            Place::Peer => members::FILES
-                .iter()
-                .any(|file| file.as_bytes() == name)
-                .then_some((Place::PeerFile, Type::File, NONE)),
+            Place::Peer => {
+                members::FILES.iter().any(|file| file.as_bytes() == name).then_some((Place::PeerFile, Type::File, NONE))
+            }
             Place::Chat => chat::is(self, name).then_some((Place::Room, Type::File, NONE)),
             Place::Keys(_) | Place::Key(_) => None,
             Place::Readme | Place::Link(_) | Place::Head(_) | Place::PeerFile | Place::Room => {

@@ -189,7 +189,8 @@ impl Tree {
         let path = self.table().see(ino).map(|seen| seen.path).unwrap_or_default();
         let shape = draft.shape();
         let note = Note::of(&shape, store, &path);
-        let aside = shelf::keep(self.drafts(), &shape.content, &note, true).and_then(|kept| kept.aside(self.drafts(), &note));
+        let aside =
+            shelf::keep(self.drafts(), &shape.content, &note, true).and_then(|kept| kept.aside(self.drafts(), &note));
         let path = String::from_utf8_lossy(&path).into_owned();
         match aside {
             Ok(()) => tracing::error!(target: "fs", path, %why, "not published; it is kept: see `lattice status`"),
