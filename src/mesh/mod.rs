@@ -357,10 +357,17 @@ impl Mesh {
     pub async fn leave(self: &Arc<Self>) -> Result<PathBuf, MeshError> {
         self.submit("leave", Op::Leave).await?;
         let root = self.id.root();
+        // An entry more than when a peer was last found to have the same: an older agreement says nothing of this one.
+        let log = self.registry.root().log().clone();
+        let count = blocking(move || {
+            let view = log.database().durable()?;
+            log.fingerprint(&view).map(|fingerprint| fingerprint.count)
+        });
+        let count = count.await??;
         let mut snapshot = self.watch();
         let told = snapshot.wait_for(|now| {
             let mut online = now.peers.values().filter(|peer| peer.online).peekable();
-            online.peek().is_none() || online.any(|peer| peer.in_step.get(&root) == Some(&true))
+            online.peek().is_none() || online.any(|peer| peer.agreed.get(&root).is_some_and(|agreed| *agreed >= count))
         });
         if let Some(driver) = &*locked(&self.driver) {
             driver.reconcile();

@@ -17,6 +17,8 @@
 mod pull;
 mod push;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -181,6 +183,8 @@ struct Peer {
     claims: BTreeMap<StoreId, BTreeMap<NodeId, u64>>,
     /// Per store, whether its fingerprint was the same at the last exchange.
     in_step: BTreeMap<StoreId, bool>,
+    /// Per store, how many entries both had when their fingerprints were last the same.
+    agreed: BTreeMap<StoreId, u64>,
     serving: BTreeMap<StoreId, Serving>,
     /// Comparisons of ranges, as begun here or there, with the time of their last use.
     comparing: BTreeMap<StoreId, (Comparison, Millis)>,
@@ -292,6 +296,7 @@ impl Replica {
             rtt: None,
             claims: BTreeMap::new(),
             in_step: BTreeMap::new(),
+            agreed: BTreeMap::new(),
             serving: BTreeMap::new(),
             comparing: BTreeMap::new(),
             compared: BTreeMap::new(),
@@ -388,7 +393,7 @@ impl Replica {
             Message::Pull { store, id: pull, wanted, credit } => {
                 if self.stores.contains_key(&store) {
                     let serving = Serving::new(store, pull, wanted, credit.min(credit_limit()), shelf);
-                    self.serve(id, store, Some(serving), shelf);
+                    self.serve(id, store, Some(serving), now, shelf);
                 }
             }
             Message::Credit { store, id: pull, bytes } => {
@@ -396,7 +401,7 @@ impl Replica {
                     && serving.id() == pull
                 {
                     serving.grant(bytes);
-                    self.serve(id, store, None, shelf);
+                    self.serve(id, store, None, now, shelf);
                 }
             }
             Message::Entries { store, id: pull, last, packed } => {
@@ -436,6 +441,7 @@ impl Replica {
             let equal = mine == *fingerprint;
             peer.in_step.insert(*store, equal);
             if equal {
+                peer.agreed.insert(*store, mine.count);
                 peer.claims.remove(store);
                 state.settled = true;
             } else {
@@ -487,6 +493,7 @@ impl Replica {
             for peer in self.peers.values_mut() {
                 peer.claims.remove(&store);
                 peer.in_step.remove(&store);
+                peer.agreed.remove(&store);
                 peer.serving.remove(&store);
                 peer.comparing.remove(&store);
                 peer.compared.remove(&store);

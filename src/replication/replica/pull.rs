@@ -247,7 +247,7 @@ impl Replica {
     }
 
     /// Sends what a peer asked for, as far as its credit goes.
-    pub(super) fn serve(&mut self, id: NodeId, store: StoreId, new: Option<Serving>, shelf: &dyn Shelf) {
+    pub(super) fn serve(&mut self, id: NodeId, store: StoreId, new: Option<Serving>, now: Millis, shelf: &dyn Shelf) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         if let Some(serving) = new {
             drop(peer.serving.insert(store, serving));
@@ -258,6 +258,7 @@ impl Replica {
         }
         if serving.done() {
             drop(peer.serving.remove(&store));
+            peer.next_reconcile = peer.next_reconcile.min(now.after(limits::RECONCILE_SOON));
         }
     }
 

@@ -79,6 +79,9 @@ impl Replica {
             if *store == self.identity.mesh.root() {
                 self.members_changed();
             }
+            for peer in self.peers.values_mut() {
+                peer.in_step.insert(*store, false);
+            }
             self.reconcile_by(None, now.after(limits::RECONCILE_SOON));
         }
     }

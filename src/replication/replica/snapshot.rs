@@ -25,8 +25,10 @@ pub struct PeerStatus {
     pub version: Option<String>,
     /// Entries that it says it has and this node has not, per store; none where nothing is lacking.
     pub behind: BTreeMap<StoreId, u64>,
-    /// Per store, whether both had the same at the last exchange of fingerprints.
+    /// Per store, whether both had the same at the last exchange of fingerprints, and nothing was written here since.
     pub in_step: BTreeMap<StoreId, bool>,
+    /// Per store, how many entries both had when they were last found to have the same: what the peer has for sure.
+    pub agreed: BTreeMap<StoreId, u64>,
 }
 
 impl PeerStatus {
@@ -39,6 +41,7 @@ impl PeerStatus {
             version: peer.build.clone(),
             behind: BTreeMap::new(),
             in_step: BTreeMap::new(),
+            agreed: BTreeMap::new(),
         }
     }
 
@@ -85,6 +88,7 @@ impl Replica {
             status.online = peer.build.is_some();
             status.rtt = peer.rtt;
             status.in_step.clone_from(&peer.in_step);
+            status.agreed.clone_from(&peer.agreed);
             snapshot.peers.insert(*id, status);
         }
         for (store, state) in &self.stores {
