@@ -182,17 +182,12 @@ impl Database {
     /// # Errors
     /// If the file can't be made or read, is damaged, newer, or in use.
     pub fn open(path: &Path, cache: usize) -> Result<Self> {
-        let new = !path.exists();
-        let file = path.to_owned();
-        let open = move || guarded(&file, || Ok(redb::Builder::new().set_cache_size(cache).create(&file)?));
-        let redb = open()?;
-        let database = Self::with(redb, path, Some(Box::new(open)), true)?;
-        if new && let Some(dir) = path.parent() {
-            // The file's name must be as durable as what it will hold.
-            let synced = std::fs::File::open(dir).and_then(|dir| dir.sync_all());
-            synced.map_err(|error| failure(path, redb::Error::Io(error)))?;
+        if !path.exists() {
+            create(path)?;
         }
-        Ok(database)
+        let file = path.to_owned();
+        let open = move || guarded(&file, || Ok(redb::Builder::new().set_cache_size(cache).open(&file)?));
+        Self::with(open()?, path, Some(Box::new(open)), true)
     }
 
     /// A database in memory whose staged writes become durable only by [`Database::flush`]: for simulation and tests.
@@ -528,6 +523,24 @@ fn write(redb: &redb::Database, layers: &Stack) -> std::result::Result<(), redb:
     }
     txn.commit()?;
     Ok(())
+}
+
+/// Makes the file under another name and renames it when it is whole, so that a crash leaves none or a good one.
+fn create(path: &Path) -> Result<()> {
+    let fail = |error| failure(path, redb::Error::Io(error));
+    let part = path.with_extension("part");
+    match std::fs::remove_file(&part) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(fail(error)),
+        Ok(()) | Err(_) => {}
+    }
+    let redb = guarded(path, || Ok(redb::Builder::new().create(&part)?))?;
+    check_format(&redb, path)?;
+    drop(redb);
+    std::fs::rename(&part, path).map_err(fail)?;
+    match path.parent() {
+        Some(dir) if dir != Path::new("") => std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(fail),
+        Some(_) | None => Ok(()),
+    }
 }
 
 fn check_format(redb: &redb::Database, path: &Path) -> Result<()> {

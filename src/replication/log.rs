@@ -683,8 +683,7 @@ impl Log {
 
     fn entry_in(&self, read: &impl Read, local: &[u8]) -> Result<Entry> {
         let bytes = read.get(ENTRIES, local)?.ok_or_else(|| self.damaged("an entry is not there"))?;
-        Entry::decode_trusted(bytes.into())
-            .map_err(|error| self.damaged(&format!("an entry does not read back: {error}")))
+        Entry::decode(bytes.into()).map_err(|error| self.damaged(&format!("an entry does not read back: {error}")))
     }
 
     fn at_in(&self, read: &impl Read, author: &NodeId, seq: u64) -> Result<Option<Entry>> {
@@ -887,7 +886,7 @@ impl Log {
         let done = rows.len() < REBUILD_BATCH;
         self.stage(|txn| {
             for row in rows {
-                let entry = Entry::decode_trusted(row.into())
+                let entry = Entry::decode(row.into())
                     .map_err(|error| self.damaged(&format!("an entry does not read back: {error}")))?;
                 self.apply(txn, &entry)?;
             }

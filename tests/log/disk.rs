@@ -1,6 +1,7 @@
 #![allow(dead_code, reason = "some of it serves only some tests")]
 //! A disk that stops, fills up or fails where a test wants it, and shows what a crash would leave.
 
+use std::collections::BTreeSet;
 use std::io::{Error, Result};
 use std::sync::{Arc, Mutex};
 
@@ -22,6 +23,10 @@ pub(crate) enum Fault {
         changes: u64,
         error: i32,
     },
+    /// After this many changes there is no room for more blocks of 4 KiB: only those in use can be written.
+    Full {
+        changes: u64,
+    },
     /// After this many changes one fails.
     Once {
         changes: u64,
@@ -34,6 +39,7 @@ struct State {
     now: Vec<u8>,
     synced: Vec<u8>,
     unsynced: Vec<Change>,
+    used: BTreeSet<usize>,
     fault: Option<Fault>,
     syncs: u64,
     changes: u64,
@@ -48,6 +54,10 @@ impl State {
         }
     }
 
+    fn has_room(&self, change: &Change) -> bool {
+        blocks(change).all(|block| self.used.contains(&block))
+    }
+
     fn change(&mut self, change: Change) -> Result<()> {
         self.alive()?;
         self.changes += 1;
@@ -56,15 +66,27 @@ impl State {
                 self.failed += 1;
                 return Err(Error::from_raw_os_error(error));
             }
+            Some(Fault::Full { changes }) if self.changes > changes && !self.has_room(&change) => {
+                self.failed += 1;
+                return Err(Error::from_raw_os_error(libc::ENOSPC));
+            }
             Some(Fault::Once { changes, error }) if self.changes == changes + 1 => {
                 self.failed += 1;
                 return Err(Error::from_raw_os_error(error));
             }
             _ => {}
         }
+        self.used.extend(blocks(&change));
         apply(&mut self.now, &change);
         self.unsynced.push(change);
         Ok(())
+    }
+}
+
+fn blocks(change: &Change) -> impl Iterator<Item = usize> + use<> {
+    match change {
+        Change::Write(start, data) => start / 4_096..(start + data.len()).div_ceil(4_096),
+        Change::Length(_) => 0..0,
     }
 }
 
@@ -92,7 +114,8 @@ impl std::fmt::Debug for Disk {
 
 impl Disk {
     fn holding(file: Vec<u8>) -> Self {
-        Self(Arc::new(Mutex::new(State { now: file.clone(), synced: file, ..State::default() })))
+        let used = (0..file.len().div_ceil(4_096)).collect();
+        Self(Arc::new(Mutex::new(State { now: file.clone(), synced: file, used, ..State::default() })))
     }
 
     /// What goes wrong from now on.

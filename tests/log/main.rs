@@ -1,5 +1,6 @@
 //! The log: what counts, what is visible, what leaves the node, and what a crash takes.
 
+mod crash;
 mod disk;
 mod failures;
 
