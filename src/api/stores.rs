@@ -202,7 +202,6 @@ async fn follow(log: Arc<Log>, request: LogRequest, answers: &Sender, stop: Canc
             }
         }
     }
-    Ok(())
 }
 
 #[tonic::async_trait]
