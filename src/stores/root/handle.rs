@@ -183,7 +183,7 @@ impl Root {
             role: invited.role,
             expires: invited.expires,
             uses: invited.uses,
-            used: invited.used.clone(),
+            used: invited.used.iter().take(invited.uses as usize).map(|(node, _)| *node).collect(),
         };
         state.invites.iter().map(invitation).collect()
     }
@@ -233,6 +233,14 @@ impl Root {
             past: None,
         };
         for (place, op) in ops.iter().enumerate() {
+            if let Op::AddMember { node, role, .. } = op
+                && let Some(present) = state.members.get(node).and_then(super::state::Person::present)
+                && present >= *role
+            {
+                return Err(RootError::Refused(format!(
+                    "it is a member already, as {present}; a role is only raised so"
+                )));
+            }
             state.apply(&context, place, op.clone()).map_err(RootError::Refused)?;
         }
         Ok(self.log.submit(&payload, origin)?)

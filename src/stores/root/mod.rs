@@ -15,6 +15,8 @@
 //! | declared | store id  | name, kind, by whom, when, whether deleted |
 //! | facts    | name      | `mesh`: name and salt; `set`: the exclusive or of the hashes of all entries folded |
 
+#[cfg(test)]
+mod convergence;
 mod describe;
 mod handle;
 mod machine;

@@ -29,6 +29,9 @@ pub(super) struct Grant {
     role: Role,
     /// The member's own last entry in the past of the grant: it answers a departure up to there.
     answers: Option<u64>,
+    /// By a use of an invite that others, elsewhere and at the same time, had used up. What the node writes counts,
+    /// since some nodes have taken it already and all must agree; but it is not let in any more.
+    excess: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,7 +51,8 @@ pub(super) struct Invited {
     pub(super) role: Role,
     pub(super) expires: Millis,
     pub(super) uses: u32,
-    pub(super) used: Vec<NodeId>,
+    /// Who used it, and in which entry, in the order of the fold: those beyond `uses` were not let in.
+    pub(super) used: Vec<(NodeId, Place)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,20 +111,23 @@ impl Context<'_> {
 }
 
 impl Person {
-    /// The role by those of the grants that `counts`, unless it left and none of them answers that.
+    /// The highest role by those of the grants that `counts`, unless it left and none of them answers that.
     fn role(&self, counts: impl Fn(&Grant) -> bool, departed: Option<u64>) -> Option<Role> {
         let standing = |grant: &&Grant| counts(grant) && departed.is_none_or(|seq| grant.answers >= Some(seq));
-        self.grants.iter().rfind(standing).map(|grant| grant.role)
+        self.grants.iter().filter(standing).map(|grant| grant.role).max()
     }
 
     pub(super) fn present(&self) -> Option<Role> {
-        self.role(|_| true, self.departed)
+        self.role(|grant| !grant.excess, self.departed)
     }
 
+    /// What others see. Whoever might write once may write in this view for ever, though it left: which entries count
+    /// must not hang on when they came.
     fn member(&self) -> Member {
-        let role = self.present();
-        let last = self.grants.last().map_or(Role::Reader, |grant| grant.role);
-        Member { name: self.name.clone(), role: role.unwrap_or(last), left: role.is_none() }
+        let present = self.present();
+        let ever = self.grants.iter().map(|grant| grant.role).max().unwrap_or(Role::Reader);
+        let role = present.unwrap_or(Role::Reader).max(ever.min(Role::Writer));
+        Member { name: self.name.clone(), role, left: present.is_none() }
     }
 }
 
@@ -163,7 +170,7 @@ impl State {
         }
         match op {
             Op::Genesis { salt, name } => self.found(context, salt, name),
-            Op::AddMember { node, name, role } => self.add(context, node, &name, role),
+            Op::AddMember { node, name, role } => self.add(context, node, &name, role, false),
             Op::Invite { id, role, expires, uses } => self.invite(context, id, role, expires, uses),
             Op::Redeem(redeem) => self.redeem(context, &redeem),
             Op::CreateStore { name, kind } => self.create(context, place, &name, kind),
@@ -193,12 +200,12 @@ impl State {
         Ok(())
     }
 
-    fn add(&mut self, context: &Context<'_>, node: NodeId, name: &str, role: Role) -> Result<(), String> {
+    fn add(&mut self, context: &Context<'_>, node: NodeId, name: &str, role: Role, excess: bool) -> Result<(), String> {
         if !is_sound(&node.0) {
             return Err(Refusal::Key(node).to_string());
         }
         names::check(name).map_err(|error| error.to_string())?;
-        let grant = Grant { by: context.place, role, answers: context.last_of(&node) };
+        let grant = Grant { by: context.place, role, answers: context.last_of(&node), excess };
         if let Some(person) = self.members.get_mut(&node) {
             person.grants.push(grant);
             return Ok(());
@@ -227,7 +234,7 @@ impl State {
         Ok(())
     }
 
-    /// Whether the invite may be used so at `now`, by somebody who has `seen` what made it.
+    /// Whether the invite may be used so at `now`, by somebody who has `seen` what made it and who used it.
     pub(super) fn check_redeem(
         &self,
         mesh: &MeshId,
@@ -240,9 +247,8 @@ impl State {
         if now > invited.expires {
             return Err(Refusal::Expired { at: invited.expires });
         }
-        let again = invited.used.contains(&redeem.node)
-            && self.members.get(&redeem.node).is_some_and(|person| person.present().is_some());
-        if !again && invited.used.len() >= invited.uses as usize {
+        let used = invited.used.iter().filter(|(_, place)| seen(place)).count();
+        if used >= invited.uses as usize && !self.is_again(invited, &redeem.node) {
             return Err(Refusal::UsedUp { uses: invited.uses });
         }
         if !is_sound(&redeem.node.0) {
@@ -252,21 +258,27 @@ impl State {
         Ok(invited)
     }
 
+    /// Whether the node joined by this invite and is here still: using it again takes nothing.
+    fn is_again(&self, invited: &Invited, node: &NodeId) -> bool {
+        let present = self.members.get(node).is_some_and(|person| person.present().is_some());
+        present && invited.used.iter().any(|(user, _)| user == node)
+    }
+
+    /// Uses are counted on the entry's past, like all authority: so what one node has let count, all will. Where that
+    /// lets in more than the invite has uses, the later in the order of the fold are not let in.
     fn redeem(&mut self, context: &Context<'_>, redeem: &Redeem) -> Result<(), String> {
         let now = context.hlc.millis();
         let invited = self
             .check_redeem(&context.mesh, redeem, now, |place| context.has_seen(place))
             .map_err(|refusal| refusal.to_string())?;
-        let present = self.members.get(&redeem.node).and_then(Person::present);
-        if present.is_some() && invited.used.contains(&redeem.node) {
-            return Ok(());
+        let (role, uses) = (invited.role, invited.uses);
+        let again = self.is_again(invited, &redeem.node);
+        let excess = !again && invited.used.len() >= uses as usize;
+        if let Some(invited) = self.invites.get_mut(&invite_id(&redeem.invite)).filter(|_| !again) {
+            invited.used.push((redeem.node, context.place));
         }
-        // An invite never takes from a member what it has.
-        let role = present.map_or(invited.role, |role| role.max(invited.role));
-        if let Some(invited) = self.invites.get_mut(&invite_id(&redeem.invite)) {
-            invited.used.push(redeem.node);
-        }
-        self.add(context, redeem.node, &redeem.name, role)
+        self.add(context, redeem.node, &redeem.name, role, excess)?;
+        if excess { Err(Refusal::UsedUp { uses }.to_string()) } else { Ok(()) }
     }
 
     fn create(&mut self, context: &Context<'_>, place: usize, name: &str, kind: String) -> Result<(), String> {

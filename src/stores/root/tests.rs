@@ -11,7 +11,8 @@ use crate::replication::log::{Log, Origin, Parts, Receipt, Verdict, events};
 use crate::replication::membership::Role;
 use crate::stores::testing::{START, clock, key, memory, node};
 
-fn root(n: u8, genesis: &Entry, clock: &Arc<Manual>) -> Root {
+/// Node `n`'s root store of the mesh that `genesis` founds.
+pub(super) fn root(n: u8, genesis: &Entry, clock: &Arc<Manual>) -> Root {
     let membership = nobody();
     let machine = Arc::new(Machine::new(Arc::clone(&membership)));
     let parts = Parts {
@@ -43,19 +44,23 @@ fn include(root: &Root, entry: &Entry) -> Verdict {
     root.log().include(std::slice::from_ref(entry), Origin::Pulled).unwrap().remove(0)
 }
 
-/// Gives `to` all that `from` has.
-fn sync(from: &Root, to: &Root) {
-    let view = from.log().database().view().unwrap();
+/// All entries, parents first.
+pub(super) fn all(root: &Root) -> Vec<Entry> {
+    let view = root.log().database().view().unwrap();
     let mut hashes = Vec::new();
     let start = (crate::clock::Hlc(0), Hash([0; 32]));
-    from.log()
+    root.log()
         .order(&view, start, false, &mut |_, hash| {
             hashes.push(hash);
             std::ops::ControlFlow::Continue(())
         })
         .unwrap();
-    for hash in hashes {
-        let entry = from.log().get(&view, &hash).unwrap().unwrap();
+    hashes.iter().map(|hash| root.log().get(&view, hash).unwrap().unwrap()).collect()
+}
+
+/// Gives `to` all that `from` has.
+fn sync(from: &Root, to: &Root) {
+    for entry in all(from) {
         let verdict = include(to, &entry);
         assert!(matches!(verdict, Verdict::Included | Verdict::Duplicate), "{verdict:?}");
     }
@@ -142,7 +147,8 @@ fn a_last_use_redeemed_twice_at_once_goes_to_the_first_on_every_node() {
     sync(&b, &a);
     sync(&a, &b);
     for root in [&a, &b] {
-        assert!(!root.membership().load().admits(&node(2)), "the later use is undone");
+        assert!(!root.membership().load().admits(&node(2)), "the later one is not let in");
+        assert!(root.membership().load().may_write(&node(2)), "some may have taken its entries: so all do");
         assert!(root.membership().load().admits(&node(3)));
         let view = root.log().database().view().unwrap();
         assert!(root.log().noop(&view, &at_a.hash).unwrap().unwrap().contains("used 1 times"));
@@ -212,6 +218,7 @@ fn who_left_may_do_nothing_until_let_in_again() {
     submit(&a, add(1, "ignored", Role::Writer));
     sync(&a, &b);
     assert_eq!(b.membership().load().role(&node(1)), Some(Role::Writer));
+    assert!(b.submit(&[add(2, "carl", Role::Reader)], Origin::Local).is_err(), "an admin no more");
     assert_eq!(name_of(&b, 1), "bob");
 }
 
