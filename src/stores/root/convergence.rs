@@ -111,6 +111,11 @@ proptest! {
         let clock: Arc<Manual> = clock();
         let (_, first) = genesis(&key(0), &*clock, "mesh", "n0").unwrap();
         let roots: Vec<Root> = (0..NODES).map(|n| root(n, &first, &clock)).collect();
+        // So that something happens: all are admins, and there are invites to quarrel about.
+        let admins = (1..NODES).map(|node| (0, Step::Add { node, role: 2 }));
+        let invites = (0..2).map(|secret| (0, Step::Invite { secret, uses: 1, seconds: 60 }));
+        let pulls = (1..NODES).map(|node| (node, Step::Pull { from: 0 }));
+        let steps: Vec<_> = admins.chain(invites).chain(pulls).chain(steps).collect();
         for (number, (author, step)) in steps.iter().enumerate() {
             let now = Millis(START.0 + number as u64 * 100);
             clock.set(now);
