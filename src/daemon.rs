@@ -1,1 +1,322 @@
 //! The daemon: builds every layer and owns the order of shutdown.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use tokio::net::UnixListener;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::{About, Failure, Host, InMesh, Kind, Progress};
+use crate::blobs::Blobs;
+use crate::clock::{self, Millis};
+use crate::config::{Directory, Settings};
+use crate::fs::{self, Mounted, Sources};
+use crate::ids::NodeId;
+use crate::mesh::{self, Context, Founded, Mesh, MeshError};
+use crate::net::iroh::{Node, Options, Relays};
+use crate::peers::{Peer, Peers};
+use crate::replication::membership::Role;
+use crate::stores::Registry;
+
+/// How long a store may take to open after it was declared.
+const OPENING: Duration = Duration::from_secs(10);
+
+/// A running node.
+pub struct Daemon {
+    directory: Directory,
+    context: Context,
+    mesh: Arc<ArcSwapOption<Mesh>>,
+    registry: Arc<ArcSwapOption<Registry>>,
+    /// By mount point; with the number of its drafts.
+    mounts: Mutex<BTreeMap<PathBuf, (u32, Mounted)>>,
+    /// Held while a mount is made: one at a time.
+    mounting: tokio::sync::Mutex<()>,
+    /// Held while the mesh is founded, joined or left: one at a time.
+    changing: tokio::sync::Mutex<()>,
+    started: Millis,
+    stop: CancellationToken,
+}
+
+impl std::fmt::Debug for Daemon {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Daemon").field("data", &self.directory.path()).finish_non_exhaustive()
+    }
+}
+
+/// The members, for the mount: nobody before there is a mesh.
+struct Members(Arc<ArcSwapOption<Mesh>>);
+
+impl Peers for Members {
+    fn peers(&self) -> Vec<Peer> {
+        self.0.load().as_ref().map(|mesh| mesh.peers()).unwrap_or_default()
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Daemon {
+    /// Starts the node in `directory`: gets onto the network and opens the mesh, if it is in one.
+    ///
+    /// # Errors
+    /// If the identity, the network, or the root store can't be opened.
+    pub async fn start(directory: Directory, settings: &Settings) -> Result<Arc<Self>, Failure> {
+        let disk = |error: crate::config::DirectoryError| Failure::failed(&error).hint(error.hint());
+        let key = Arc::new(directory.identity().map_err(disk)?);
+        let blobs = Arc::new(Blobs::open(&directory.blobs()).await.map_err(Failure::failed)?);
+        let mut options = Options {
+            listen: settings.listen,
+            relays: if settings.relays.is_empty() { Relays::None } else { Relays::Custom(settings.relays.clone()) },
+            dns: settings.dns.is_some(),
+            mdns: settings.mdns,
+            port_mapping: false,
+        };
+        let kept = directory.port().filter(|_| options.listen.port() == 0);
+        options.listen.set_port(kept.unwrap_or(options.listen.port()));
+        let node = Node::bind(&key, &options, vec![blobs.protocol()]).await.map_err(Failure::refused)?;
+        blobs.attach(&node);
+        if settings.listen.port() == 0 {
+            directory.keep_port(node.port()).map_err(disk)?;
+        }
+        let context = Context {
+            key,
+            clock: Arc::new(clock::System),
+            node,
+            blobs,
+            meshes: directory.meshes(),
+            name: settings.name.clone(),
+        };
+        let daemon = Arc::new(Self {
+            directory,
+            started: context.clock.now(),
+            context,
+            mesh: Arc::default(),
+            registry: Arc::default(),
+            mounts: Mutex::default(),
+            mounting: tokio::sync::Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
+            stop: CancellationToken::new(),
+        });
+        if let Some(id) = mesh::find(&daemon.context.meshes).map_err(failure)? {
+            daemon.open(Founded(id)).await?;
+        }
+        Ok(daemon)
+    }
+
+    /// Cancelled when the daemon is to stop.
+    #[must_use]
+    pub const fn stop(&self) -> &CancellationToken {
+        &self.stop
+    }
+
+    /// Serves the control socket until the daemon is to stop, then stops it: the socket first, then the mounts, then
+    /// what they stand on. All that was acknowledged is durable when this returns.
+    pub async fn run(self: Arc<Self>, control: UnixListener) {
+        crate::api::serve(self.clone(), control, self.stop.clone()).await;
+        let mounts = std::mem::take(&mut *locked(&self.mounts));
+        for (path, (_, mounted)) in mounts {
+            let ended = tokio::task::spawn_blocking(move || mounted.unmount()).await;
+            match ended {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(target: "daemon", path = %path.display(), %error, "unmounting"),
+                Err(error) => tracing::error!(target: "daemon", path = %path.display(), %error, "unmounting"),
+            }
+        }
+        self.registry.store(None);
+        if let Some(mesh) = self.mesh.swap(None) {
+            mesh.close().await;
+        }
+        self.context.node.shutdown().await;
+        if let Err(error) = self.context.blobs.shutdown().await {
+            tracing::error!(target: "daemon", %error, "closing the large values");
+        }
+    }
+
+    async fn open(&self, Founded(id): Founded) -> Result<(), Failure> {
+        let mesh = Mesh::open(self.context.clone(), id).await.map_err(failure)?;
+        self.registry.store(Some(mesh.registry().clone()));
+        self.mesh.store(Some(mesh));
+        Ok(())
+    }
+
+    fn mesh(&self) -> Result<Arc<Mesh>, Failure> {
+        self.mesh.load_full().ok_or_else(|| {
+            Failure::refused("this node is in no mesh")
+                .hint("`lattice mesh init` founds one, `lattice mesh join TOKEN` joins one")
+        })
+    }
+
+    fn refuse_second_mesh(&self) -> Result<(), Failure> {
+        match self.mesh.load_full() {
+            None => Ok(()),
+            Some(mesh) => Err(Failure::refused(format!("this node is in the mesh '{}' already", mesh.name()))
+                .hint("`lattice mesh leave` leaves it; or use another data directory: `lattice --data DIR …`")),
+        }
+    }
+
+    fn drafts(&self, number: u32) -> PathBuf {
+        self.directory.drafts().join(number.to_string())
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if let Some(mesh) = self.mesh.load_full() {
+            for store in mesh.registry().stores() {
+                if let Some(why) = store.damaged {
+                    warnings.push(format!("the store '{}' can't be used: {why}", store.name));
+                }
+            }
+        }
+        let unpublished = (0..).map(|number| self.drafts(number)).take_while(|drafts| drafts.exists());
+        for file in unpublished.flat_map(|drafts| fs::recovered(&drafts)) {
+            warnings.push(format!("{} could not be published: copy it to where it belongs, or delete it", file.display()));
+        }
+        warnings
+    }
+}
+
+fn failure(error: MeshError) -> Failure {
+    match &error {
+        MeshError::Ticket(_) => {
+            Failure::refused(&error).hint("copy the whole token, one line, as `lattice mesh invite` printed it")
+        }
+        MeshError::Join(crate::net::join::JoinError::Unreachable { .. }) => {
+            Failure { kind: Kind::Unavailable, ..Failure::failed(&error) }
+        }
+        MeshError::Join(crate::net::join::JoinError::Refused(_))
+        | MeshError::NotAllowed { .. }
+        | MeshError::StoreExists(_)
+        | MeshError::ChatExists(_)
+        | MeshError::Kind(_)
+        | MeshError::Genesis(_)
+        | MeshError::Root(_) => Failure::refused(&error),
+        MeshError::NoStore(_) => Failure::not_found(&error).hint("`lattice store list` shows the stores"),
+        MeshError::Join(crate::net::join::JoinError::Protocol(_))
+        | MeshError::Welcome(_)
+        | MeshError::Database(_)
+        | MeshError::Registry(_)
+        | MeshError::Io { .. }
+        | MeshError::Blob(_) => Failure::failed(&error),
+    }
+}
+
+#[tonic::async_trait]
+impl Host for Daemon {
+    fn about(&self) -> About {
+        let me: NodeId = self.context.node.id();
+        let name = self.mesh.load().as_ref().map_or_else(
+            || self.context.name.clone(),
+            |mesh| mesh.registry().root().membership().load().name(&me),
+        );
+        About {
+            node: me,
+            name,
+            data: self.directory.path().to_owned(),
+            started: self.started,
+            listening: self.context.node.addresses().iter().map(ToString::to_string).collect(),
+            mounts: locked(&self.mounts).keys().cloned().collect(),
+            warnings: self.warnings(),
+            forks: self.mesh.load().as_ref().map_or(0, |mesh| mesh.forks()),
+        }
+    }
+
+    fn in_mesh(&self) -> Option<InMesh> {
+        let mesh = self.mesh.load_full()?;
+        Some(InMesh { id: mesh.id(), name: mesh.name(), role: mesh.role().unwrap_or(Role::Reader) })
+    }
+
+    fn registry(&self) -> Option<Arc<Registry>> {
+        self.registry.load_full()
+    }
+
+    fn peers(&self) -> Vec<Peer> {
+        Members(self.mesh.clone()).peers()
+    }
+
+    async fn init_mesh(&self, name: String) -> Result<(), Failure> {
+        let _one = self.changing.lock().await;
+        self.refuse_second_mesh()?;
+        let founded = mesh::new(&self.context, &name).await.map_err(failure)?;
+        self.open(founded).await
+    }
+
+    async fn join_mesh(&self, token: String, progress: mpsc::Sender<Progress>) -> Result<(), Failure> {
+        let _one = self.changing.lock().await;
+        self.refuse_second_mesh()?;
+        let tell = |doing: &str| {
+            // Whoever asked may have gone: joining goes on.
+            drop(progress.try_send(Progress { doing: doing.to_owned(), done: 0, total: 0 }));
+        };
+        tell("asking a member to be let in");
+        let founded = mesh::join(&self.context, &token).await.map_err(failure)?;
+        tell("opening the stores");
+        self.open(founded).await
+    }
+
+    async fn leave_mesh(&self) -> Result<PathBuf, Failure> {
+        let _one = self.changing.lock().await;
+        let mesh = self.mesh()?;
+        self.registry.store(None);
+        self.mesh.store(None);
+        mesh.leave().await.map_err(failure)
+    }
+
+    async fn invite(&self, role: Role, expires: Duration, uses: u32) -> Result<String, Failure> {
+        self.mesh()?.invite(role, expires, uses).await.map_err(failure)
+    }
+
+    async fn create_store(&self, name: String, kind: String) -> Result<(), Failure> {
+        let mesh = self.mesh()?;
+        let mut changed = mesh.registry().changed();
+        mesh.create_store(name.clone(), kind).await.map_err(failure)?;
+        let open = changed.wait_for(|_| mesh.registry().stores().iter().any(|store| store.name == name));
+        match tokio::time::timeout(OPENING, open).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(Failure::failed(format!("the store '{name}' is declared but did not open here"))
+                .hint("`lattice status` may say why")),
+        }
+    }
+
+    async fn delete_store(&self, name: String) -> Result<(), Failure> {
+        self.mesh()?.delete_store(&name).await.map_err(failure)
+    }
+
+    async fn mount(&self, path: &Path) -> Result<(), Failure> {
+        let _one = self.mounting.lock().await;
+        if locked(&self.mounts).contains_key(path) {
+            return Ok(());
+        }
+        // Each mount has drafts of its own. They go by number, so that what a mount left is found by the next, wherever it is.
+        let free = {
+            let mounts = locked(&self.mounts);
+            (0..).find(|number| mounts.values().all(|(taken, _)| taken != number)).unwrap_or(0)
+        };
+        let sources = Sources {
+            registry: self.registry.clone(),
+            peers: Arc::new(Members(self.mesh.clone())),
+            drafts: self.drafts(free),
+        };
+        let at = path.to_owned();
+        let mounted = tokio::task::spawn_blocking(move || fs::mount(&at, sources, fs::Options::default())).await;
+        let mounted = mounted.map_err(Failure::failed)?.map_err(Failure::refused)?;
+        locked(&self.mounts).insert(path.to_owned(), (free, mounted));
+        Ok(())
+    }
+
+    async fn unmount(&self, path: &Path) -> Result<(), Failure> {
+        let Some((_, mounted)) = locked(&self.mounts).remove(path) else {
+            return Err(Failure::not_found(format!("{} is not mounted by this node", path.display())));
+        };
+        let ended = tokio::task::spawn_blocking(move || mounted.unmount()).await;
+        ended.map_err(Failure::failed)?.map_err(Failure::failed)
+    }
+
+    fn shutdown(&self) {
+        self.stop.cancel();
+    }
+}
