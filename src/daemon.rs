@@ -174,7 +174,8 @@ impl Daemon {
         }
         let unpublished = (0..).map(|number| self.drafts(number)).take_while(|drafts| drafts.exists());
         for file in unpublished.flat_map(|drafts| fs::recovered(&drafts)) {
-            warnings.push(format!("{} could not be published: copy it to where it belongs, or delete it", file.display()));
+            warnings
+                .push(format!("{} could not be published: copy it to where it belongs, or delete it", file.display()));
         }
         warnings
     }
@@ -209,10 +210,11 @@ fn failure(error: MeshError) -> Failure {
 impl Host for Daemon {
     fn about(&self) -> About {
         let me: NodeId = self.context.node.id();
-        let name = self.mesh.load().as_ref().map_or_else(
-            || self.context.name.clone(),
-            |mesh| mesh.registry().root().membership().load().name(&me),
-        );
+        let name = self
+            .mesh
+            .load()
+            .as_ref()
+            .map_or_else(|| self.context.name.clone(), |mesh| mesh.registry().root().membership().load().name(&me));
         About {
             node: me,
             name,
@@ -277,8 +279,10 @@ impl Host for Daemon {
         let open = changed.wait_for(|_| mesh.registry().stores().iter().any(|store| store.name == name));
         match tokio::time::timeout(OPENING, open).await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(Failure::failed(format!("the store '{name}' is declared but did not open here"))
-                .hint("`lattice status` may say why")),
+            Ok(Err(_)) | Err(_) => {
+                Err(Failure::failed(format!("the store '{name}' is declared but did not open here"))
+                    .hint("`lattice status` may say why"))
+            }
         }
     }
 

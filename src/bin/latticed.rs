@@ -86,12 +86,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     runtime.block_on(serve(directory, settings, arguments.mount, arguments.report))
 }
 
-async fn serve(
-    directory: Directory,
-    settings: Settings,
-    mount: Option<PathBuf>,
-    report: bool,
-) -> Result<(), Failure> {
+async fn serve(directory: Directory, settings: Settings, mount: Option<PathBuf>, report: bool) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate()).map_err(Failure::failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::failed)?;
     let control = lattice::api::bind(directory.path())?;

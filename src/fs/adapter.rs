@@ -181,7 +181,7 @@ impl Filesystem for Adapter {
 
     fn setattr(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -199,9 +199,10 @@ impl Filesystem for Adapter {
     ) {
         let tree = Arc::clone(&self.tree);
         let wanted = Wanted { mode: mode.map(|mode| mode & 0o7777), mtime: mtime.map(nanos), size };
-        let owner = self.tree.owner;
+        // Root may give files away; that is not kept here, and refusing it would fail each `cp -a` and `tar x` of root's.
+        let refused = request.uid() != 0 && uid.is_some_and(|uid| uid != self.tree.owner.0);
         let work = move || {
-            if uid.is_some_and(|uid| uid != owner.0) {
+            if refused {
                 return Err(errno::OWNER);
             }
             let handle = fh.map(|fh| tree.handle(fh.0)).transpose()?;
