@@ -39,8 +39,30 @@ struct Want {
     size: u64,
     then: Vec<Then>,
     running: bool,
+    /// It turned out larger than was stated: it is asked for no more.
+    lied: bool,
     failures: u32,
     next: Instant,
+}
+
+impl Want {
+    fn waits(&self) -> bool {
+        !self.running && !self.lied
+    }
+}
+
+/// Why a member did not give a blob.
+enum Miss {
+    /// Another may, or the same one later.
+    Not(String),
+    /// Nobody can: it is larger than was stated.
+    Lie,
+}
+
+impl From<String> for Miss {
+    fn from(reason: String) -> Self {
+        Self::Not(reason)
+    }
 }
 
 #[derive(Default)]
@@ -64,7 +86,7 @@ impl Queue {
             if due.len() == places {
                 break;
             }
-            if !want.running && want.next <= now {
+            if want.waits() && want.next <= now {
                 want.running = true;
                 due.push((*hash, want.size));
             }
@@ -73,7 +95,7 @@ impl Queue {
     }
 
     fn next(&self) -> Option<Instant> {
-        self.lock().values().filter(|want| !want.running).map(|want| want.next).min()
+        self.lock().values().filter(|want| want.waits()).map(|want| want.next).min()
     }
 
     fn retry_all(&self) {
@@ -122,7 +144,14 @@ impl Fetcher {
         match self.queue.lock().entry(hash) {
             Entry::Occupied(mut known) => known.get_mut().then.push(then),
             Entry::Vacant(place) => {
-                place.insert(Want { size, then: vec![then], running: false, failures: 0, next: monotonic() });
+                place.insert(Want {
+                    size,
+                    then: vec![then],
+                    running: false,
+                    lied: false,
+                    failures: 0,
+                    next: monotonic(),
+                });
             }
         }
         if self.wake.send(()).is_err() {
@@ -231,7 +260,14 @@ impl Work {
                     self.disk.keep(hash).await?;
                     return Ok(true);
                 }
-                Err(reason) => {
+                Err(Miss::Lie) => {
+                    tracing::warn!(hash = %hash.short(), size, "a blob is larger than its entry says: it is not fetched");
+                    if let Some(want) = self.queue.lock().get_mut(hash) {
+                        want.lied = true;
+                    }
+                    return Ok(false);
+                }
+                Err(Miss::Not(reason)) => {
                     tracing::debug!(member = %member.short(), hash = %hash.short(), reason, "not fetched");
                 }
             }
@@ -239,26 +275,26 @@ impl Work {
         Ok(false)
     }
 
-    async fn fetch_from(&self, node: &Node, member: NodeId, hash: &Hash, size: u64) -> Result<(), String> {
+    async fn fetch_from(&self, node: &Node, member: NodeId, hash: &Hash, size: u64) -> Result<(), Miss> {
         let connection = self.connection(node, member).await?;
         let fetch = self.disk.store().remote().fetch(connection, HashAndFormat::raw(key(hash)));
         let mut progress = std::pin::pin!(fetch.stream());
         loop {
             match timeout(STALL, progress.next()).await {
                 Ok(Some(GetProgressItem::Progress(bytes))) if bytes > size.saturating_add(SLACK) => {
-                    return Err(format!("it is larger than the {size} bytes that were stated"));
+                    return Err(Miss::Lie);
                 }
                 Ok(Some(GetProgressItem::Progress(_))) => {}
                 Ok(Some(GetProgressItem::Done(_))) => break,
-                Ok(Some(GetProgressItem::Error(error))) => return Err(format!("{error:#}")),
-                Ok(None) => return Err("the fetch ended early".to_owned()),
-                Err(_elapsed) => return Err(format!("nothing came for {STALL:?}")),
+                Ok(Some(GetProgressItem::Error(error))) => return Err(format!("{error:#}").into()),
+                Ok(None) => return Err("the fetch ended early".to_owned().into()),
+                Err(_elapsed) => return Err(format!("nothing came for {STALL:?}").into()),
             }
         }
         match self.disk.size_if_complete(hash).await {
             Ok(Some(_)) => Ok(()),
-            Ok(None) => Err("it has only a part".to_owned()),
-            Err(error) => Err(error.to_string()),
+            Ok(None) => Err("it has only a part".to_owned().into()),
+            Err(error) => Err(error.to_string().into()),
         }
     }
 
