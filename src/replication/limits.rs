@@ -48,9 +48,9 @@ pub const FAULTS: u32 = 64;
 pub const FAULTS_AGE: Duration = Duration::from_secs(10 * 60);
 /// How often a connection is probed.
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
-/// How long a probed peer may stay silent.
+/// How long a probed peer may stay silent, at least: four round trips if that is more.
 pub const SILENCE: Duration = Duration::from_secs(2);
-/// The same while much is on its way to the peer, which the probe waits behind.
+/// The same while its round-trip time is not known, or much is on its way to it, which the probe waits behind.
 pub const SILENCE_BUSY: Duration = Duration::from_secs(15);
 /// How often each peer is asked what it has, about.
 pub const RECONCILE: Duration = Duration::from_secs(30);

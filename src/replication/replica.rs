@@ -291,7 +291,8 @@ impl Replica {
             address,
             heard: now,
             probe: None,
-            next_probe: now.after(limits::HEARTBEAT),
+            // At once: the round-trip time tells how much patience it needs.
+            next_probe: now,
             next_reconcile: now.after(self.jitter(limits::RECONCILE)),
             rtt: None,
             claims: BTreeMap::new(),
@@ -393,7 +394,7 @@ impl Replica {
             Message::Pull { store, id: pull, wanted, credit } => {
                 if self.stores.contains_key(&store) {
                     let serving = Serving::new(store, pull, wanted, credit.min(credit_limit()), shelf);
-                    self.serve(id, store, Some(serving), now, shelf);
+                    self.serve(id, store, Some(serving), shelf);
                 }
             }
             Message::Credit { store, id: pull, bytes } => {
@@ -401,7 +402,7 @@ impl Replica {
                     && serving.id() == pull
                 {
                     serving.grant(bytes);
-                    self.serve(id, store, None, now, shelf);
+                    self.serve(id, store, None, shelf);
                 }
             }
             Message::Entries { store, id: pull, last, packed } => {
@@ -545,7 +546,8 @@ impl Replica {
         if let Some((_, since)) = peer.probe
             && now.since(since) >= peer.patience()
         {
-            let heard = peer.heard > since;
+            // Without a hello by now it is not of our kind, whatever else it says.
+            let heard = peer.heard > since && peer.build.is_some();
             peer.probe = None;
             if !heard {
                 self.out.push(Output::Close { peer: id, why: Closing::Silent });
@@ -593,9 +595,13 @@ impl Replica {
 }
 
 impl Peer {
-    /// How long it may stay silent: longer while a probe waits behind what it asked for.
+    /// How long it may stay silent: longer over a slow link, and while a probe waits behind what it asked for.
     fn patience(&self) -> Duration {
-        if self.serving.values().any(|serving| !serving.done()) { limits::SILENCE_BUSY } else { limits::SILENCE }
+        let busy = self.serving.values().any(|serving| !serving.done());
+        match self.rtt {
+            Some(rtt) if !busy => (rtt * 4).clamp(limits::SILENCE, limits::SILENCE_BUSY),
+            Some(_) | None => limits::SILENCE_BUSY,
+        }
     }
 }
 

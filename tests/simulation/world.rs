@@ -1,7 +1,7 @@
 //! The world of the simulation: time, links, gossip, and what goes wrong. All of it follows from the seed.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -126,9 +126,22 @@ enum Happening {
     Commit(usize, u64),
     Tick(usize, u64),
     Ingest(usize, u64, StoreId, Job),
-    Frame { from: usize, to: usize, session: u64, frame: Bytes },
-    Gossip { store: StoreId, from: usize, to: usize, message: Bytes },
-    Lost { node: usize, peer: usize, session: u64 },
+    /// The first frame on the line from one node to another arrives.
+    Frame {
+        from: usize,
+        to: usize,
+    },
+    Gossip {
+        store: StoreId,
+        from: usize,
+        to: usize,
+        message: Bytes,
+    },
+    Lost {
+        node: usize,
+        peer: usize,
+        session: u64,
+    },
     Dial,
     Crash(usize),
     Restart(usize),
@@ -149,6 +162,10 @@ pub(crate) struct World {
     session: u64,
     /// When the last frame on its way from one node to another arrives: frames don't overtake each other.
     arrivals: BTreeMap<(usize, usize), Millis>,
+    /// The frames on their way from one node to another, in order, with their session.
+    lines: BTreeMap<(usize, usize), VecDeque<(u64, Bytes)>>,
+    /// How many of them met a partition: within a session they are sent again until they arrive.
+    held: BTreeMap<(usize, usize), u64>,
     /// Which side of the partition each node is on.
     sides: Vec<u64>,
     cuts: BTreeSet<(usize, usize)>,
@@ -181,6 +198,8 @@ impl World {
             next: 0,
             session: 0,
             arrivals: BTreeMap::new(),
+            lines: BTreeMap::new(),
+            held: BTreeMap::new(),
             cuts: BTreeSet::new(),
             signed: BTreeMap::new(),
             in_flight: BTreeMap::new(),
@@ -284,7 +303,7 @@ impl World {
     pub(crate) fn heal_all_but(&mut self, cut: (usize, usize)) -> Duration {
         self.cuts.retain(|pair| *pair == cut);
         self.calm = true;
-        self.sides.fill(0);
+        self.rejoin();
         for n in 0..self.nodes.len() {
             if self.nodes[n].up.is_none() {
                 self.start(n);
@@ -373,13 +392,7 @@ impl World {
                 }
             }
             Happening::Ingest(n, life, store, job) => self.ingest(n, life, store, job),
-            Happening::Frame { from, to, session, frame } => {
-                let known = self.nodes[to].up.as_ref().and_then(|up| up.sessions.get(&from).copied());
-                if known == Some(session) && self.reachable(from, to) {
-                    let peer = self.nodes[from].id;
-                    self.handle(to, Input::Received { peer, frame });
-                }
-            }
+            Happening::Frame { from, to } => self.arrive(from, to),
             Happening::Gossip { store, from, to, message } => {
                 if self.nodes[to].up.is_some() && self.reachable(from, to) {
                     let from = self.nodes[from].id;
@@ -406,7 +419,7 @@ impl World {
                     self.sides = (0..self.nodes.len()).map(|n| (sides >> n) & 1).collect();
                 }
             }
-            Happening::Rejoin => self.sides.fill(0),
+            Happening::Rejoin => self.rejoin(),
             Happening::Break(a, b) => {
                 if a != b && !self.calm {
                     self.hang_up(a, b);
@@ -579,11 +592,8 @@ impl World {
                 let to = self.nodes.iter().position(|node| node.id == peer).unwrap();
                 self.inspect(n, to, &frame);
                 let Some(session) = self.nodes[n].up.as_ref().unwrap().sessions.get(&to).copied() else { return };
-                let soonest = Millis(self.now.0 + self.dice.below(self.plan.delay + 1));
-                let arrival = self.arrivals.entry((n, to)).or_default();
-                *arrival = (*arrival).max(soonest);
-                let delay = arrival.0 - self.now.0;
-                self.at(delay, Happening::Frame { from: n, to, session, frame });
+                self.lines.entry((n, to)).or_default().push_back((session, frame));
+                self.carry(n, to);
             }
             Output::Close { peer, why: _ } => {
                 let to = self.nodes.iter().position(|node| node.id == peer).unwrap();
@@ -593,6 +603,36 @@ impl World {
             Output::Broadcast { store, message } => self.broadcast(n, store, message),
             Output::Ingest(batch) => self.give(n, life, batch.store, Job::Batch(batch)),
             Output::Retry(store) => self.give(n, life, store, Job::Retry),
+        }
+    }
+
+    fn carry(&mut self, from: usize, to: usize) {
+        let soonest = Millis(self.now.0 + self.dice.below(self.plan.delay + 1));
+        let arrival = self.arrivals.entry((from, to)).or_default();
+        *arrival = (*arrival).max(soonest);
+        let delay = arrival.0 - self.now.0;
+        self.at(delay, Happening::Frame { from, to });
+    }
+
+    fn arrive(&mut self, from: usize, to: usize) {
+        if !self.reachable(from, to) {
+            *self.held.entry((from, to)).or_default() += 1;
+            return;
+        }
+        let (session, frame) = self.lines.get_mut(&(from, to)).unwrap().pop_front().unwrap();
+        let known = self.nodes[to].up.as_ref().and_then(|up| up.sessions.get(&from).copied());
+        if known == Some(session) {
+            let peer = self.nodes[from].id;
+            self.trace.update(&frame);
+            self.handle(to, Input::Received { peer, frame });
+        }
+    }
+
+    /// Ends a partition: what met it goes on.
+    fn rejoin(&mut self) {
+        self.sides.fill(0);
+        for ((from, to), count) in std::mem::take(&mut self.held) {
+            (0..count).for_each(|_| self.carry(from, to));
         }
     }
 

@@ -20,6 +20,7 @@ pub(super) struct Pull {
     last: bool,
     /// Batches given to ingest and not worked off.
     waiting: usize,
+    included: usize,
     progress: Millis,
 }
 
@@ -116,7 +117,7 @@ impl Replica {
         let Some(state) = self.stores.get_mut(&store) else { return };
         self.next_id += 1;
         let id = self.next_id;
-        state.pull = Some(Pull { peer, id, upto, last: false, waiting: 0, progress: now });
+        state.pull = Some(Pull { peer, id, upto, last: false, waiting: 0, included: 0, progress: now });
         self.send(peer, &Message::Pull { store, id, wanted, credit: credit_limit() });
     }
 
@@ -168,6 +169,7 @@ impl Replica {
             (Some(peer), Some(id)) => {
                 let Some(pull) = state.pull.as_mut().filter(|pull| pull.peer == peer && pull.id == id) else { return };
                 pull.waiting = pull.waiting.saturating_sub(1);
+                pull.included += included;
                 pull.progress = now;
                 if failed {
                     self.abandon(&store, &peer);
@@ -203,7 +205,10 @@ impl Replica {
                     peer.claims.remove(&store);
                 }
             }
-            peer.next_reconcile = peer.next_reconcile.min(now.after(limits::RECONCILE_SOON));
+            // One that brought nothing, since what came is held back, would bring nothing again.
+            if pull.included > 0 {
+                peer.next_reconcile = peer.next_reconcile.min(now.after(limits::RECONCILE_SOON));
+            }
         }
         self.plan(store, now, shelf);
         if let Some(state) = self.stores.get_mut(&store)
@@ -247,7 +252,7 @@ impl Replica {
     }
 
     /// Sends what a peer asked for, as far as its credit goes.
-    pub(super) fn serve(&mut self, id: NodeId, store: StoreId, new: Option<Serving>, now: Millis, shelf: &dyn Shelf) {
+    pub(super) fn serve(&mut self, id: NodeId, store: StoreId, new: Option<Serving>, shelf: &dyn Shelf) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         if let Some(serving) = new {
             drop(peer.serving.insert(store, serving));
@@ -258,7 +263,6 @@ impl Replica {
         }
         if serving.done() {
             drop(peer.serving.remove(&store));
-            peer.next_reconcile = peer.next_reconcile.min(now.after(limits::RECONCILE_SOON));
         }
     }
 

@@ -87,8 +87,13 @@ fn receive(replica: &mut Replica, peer: NodeId, message: &Message, now: Millis, 
 }
 
 fn connect(replica: &mut Replica, peer: NodeId, shelf: &Chain) {
-    replica.handle(Input::Connected { peer, address: None }, NOW, shelf);
+    let outputs = replica.handle(Input::Connected { peer, address: None }, NOW, shelf);
     assert!(receive(replica, peer, &hello(MESH, PROTOCOL), NOW, shelf).is_empty());
+    for (_, message) in sent(&outputs) {
+        if let Message::Ping(nonce) = message {
+            receive(replica, peer, &Message::Pong(nonce), Millis(NOW.0 + 3), shelf);
+        }
+    }
 }
 
 fn sent(outputs: &[Output]) -> Vec<(NodeId, Message)> {
@@ -203,11 +208,33 @@ fn a_peer_that_does_not_answer_a_probe_is_cut_off_and_one_that_does_is_not() {
         .filter_map(|(peer, message)| if let Message::Ping(nonce) = message { Some((peer, nonce)) } else { None })
         .collect();
     assert_eq!(pings.len(), 2);
-    receive(&mut replica, B, &Message::Pong(pings[&B]), Millis(probed.0 + 3), &chain);
+    receive(&mut replica, B, &Message::Pong(pings[&B]), Millis(probed.0 + 4), &chain);
     assert!(replica.wake_at() <= probed.after(limits::SILENCE));
     let outputs = replica.handle(Input::Tick, probed.after(limits::SILENCE), &chain);
     assert_eq!(outputs, [Output::Close { peer: A, why: Closing::Silent }]);
-    assert_eq!(replica.snapshot(&chain).peers[&B].rtt, Some(Duration::from_millis(3)));
+    assert_eq!(replica.snapshot(&chain).peers[&B].rtt, Some(Duration::from_millis(4)));
+}
+
+#[test]
+fn a_slow_link_gets_four_round_trips_of_patience_and_one_without_a_hello_none() {
+    let chain = Chain::default();
+    let mut replica = replica(&chain);
+    connect(&mut replica, A, &chain);
+    replica.handle(Input::Connected { peer: B, address: None }, NOW, &chain);
+    let probed = NOW.after(limits::HEARTBEAT);
+    let outputs = sent(&replica.handle(Input::Tick, probed, &chain));
+    let ping = outputs.iter().find(|(peer, message)| *peer == A && matches!(message, Message::Ping(_))).unwrap();
+    let Message::Ping(nonce) = ping.1 else { unreachable!() };
+    let answered = Millis(probed.0 + 1_900);
+    receive(&mut replica, A, &Message::Pong(nonce), answered, &chain);
+    receive(&mut replica, B, &Message::Ping(7), answered, &chain);
+    let again = probed.after(limits::HEARTBEAT);
+    replica.handle(Input::Tick, again, &chain);
+    assert_eq!(replica.handle(Input::Tick, Millis(again.0 + 4_900), &chain), []);
+    let outputs = replica.handle(Input::Tick, NOW.after(limits::SILENCE_BUSY), &chain);
+    assert!(outputs.contains(&Output::Close { peer: B, why: Closing::Silent }), "{outputs:?}");
+    let outputs = replica.handle(Input::Tick, Millis(again.0 + 7_600), &chain);
+    assert!(outputs.contains(&Output::Close { peer: A, why: Closing::Silent }), "{outputs:?}");
 }
 
 #[test]
