@@ -6,16 +6,19 @@ mod harness;
 use std::fs;
 use std::path::Path;
 
-use harness::{Net, Node, difference, eventually, mesh, run};
+use harness::{Net, Node, PATIENCE, difference, eventually, mesh, reached, run};
 
 fn same_everywhere(nodes: &[Node<'_>]) {
     for node in &nodes[1..] {
-        let mut last = String::new();
-        let what = format!("{} equals {}", node.keys().display(), nodes[0].keys().display());
-        eventually(&what, || {
-            last = difference(&nodes[0].keys(), &node.keys());
-            last.is_empty()
-        });
+        let agree = || difference(&nodes[0].keys(), &node.keys()).is_empty();
+        if !reached(PATIENCE, agree) {
+            panic!(
+                "{} differs from {}:\n{}",
+                node.keys().display(),
+                nodes[0].keys().display(),
+                difference(&nodes[0].keys(), &node.keys())
+            );
+        }
     }
 }
 
