@@ -1,12 +1,15 @@
 //! What the chat store promises.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+
+use proptest::prelude::*;
 
 use super::*;
 use crate::clock::{Clock, Manual};
 use crate::ids::Hash;
 use crate::replication::entry::Entry;
-use crate::replication::log::{Origin, Receipt};
+use crate::replication::log::{Origin, Receipt, Verdict};
 use crate::stores::testing::{clock, log};
 
 fn chat(n: u8, clock: &Arc<Manual>) -> Chat {
@@ -120,4 +123,105 @@ fn the_payload_of_version_1_is_frozen() {
     let hex = data_encoding::HEXLOWER.encode(&bytes);
     assert_eq!(hex, include_str!("../../../tests/frozen/chat-payload-v1.hex").trim());
     assert!(wire::decode(&[8, 2]).unwrap_err().starts_with("held"));
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Post(u8),
+    Reply(usize),
+    /// Answers a message that nobody has, or that another node has.
+    Blind(u8),
+    React(usize, u8),
+    Pull(u8),
+}
+
+fn step() -> impl Strategy<Value = (u8, Step)> {
+    let step = prop_oneof![
+        2 => (0u8..3).prop_map(Step::Post),
+        2 => any::<usize>().prop_map(Step::Reply),
+        1 => (0u8..3).prop_map(Step::Blind),
+        2 => (any::<usize>(), 0u8..2).prop_map(|(pick, emoji)| Step::React(pick, emoji)),
+        2 => (0u8..3).prop_map(Step::Pull),
+    ];
+    (0u8..3, step)
+}
+
+fn entries(chat: &Chat) -> Vec<Entry> {
+    let view = chat.log().database().view().unwrap();
+    let tips = chat.log().tips(&view).unwrap();
+    tips.keys().flat_map(|author| chat.log().chain(&view, author, 0, 1_000).unwrap()).collect()
+}
+
+/// Offers the entries round and round from a random place until all are taken.
+fn deliver(chat: &Chat, mut waiting: Vec<Entry>, mut seed: u64) {
+    while !waiting.is_empty() {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let entry = waiting.swap_remove((seed >> 33) as usize % waiting.len());
+        let verdict = chat.log().include(std::slice::from_ref(&entry), Origin::Pulled).unwrap().remove(0);
+        match verdict {
+            Verdict::Missing(_) => waiting.push(entry),
+            verdict => assert!(matches!(verdict, Verdict::Included | Verdict::Duplicate), "{verdict:?}"),
+        }
+    }
+}
+
+fn take(chats: &[Chat], me: usize, step: &Step) {
+    let chat = &chats[me];
+    let pick = |pick: &usize| {
+        let messages = chat.messages("lobby", None, 1_000).unwrap();
+        messages.get(pick % messages.len().max(1)).map(|message| message.position.id)
+    };
+    match step {
+        Step::Post(text) => drop(post(chat, &text.to_string())),
+        Step::Reply(to) => {
+            if let Some(to) = pick(to) {
+                chat.reply(&to, "answer", Origin::Local).unwrap();
+            }
+        }
+        Step::Blind(other) => {
+            let seen = chats[usize::from(*other)].messages("lobby", None, 1).unwrap();
+            let to = seen.first().map_or(Hash([9; 32]), |message| message.position.id);
+            chat.submit(&[Op::Reply { room: "lobby".into(), to, text: "blind".into() }], Origin::Local).unwrap();
+        }
+        Step::React(to, emoji) => {
+            if let Some(to) = pick(to) {
+                chat.react(&to, ["👍", "🎉"][usize::from(*emoji)], Origin::Local).unwrap();
+            }
+        }
+        Step::Pull(from) => deliver(chat, entries(&chats[usize::from(*from)]), 1),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_causal_order_of_delivery_gives_the_same_bytes_and_the_same_room(
+        steps in prop::collection::vec(step(), 1..40),
+        seeds in prop::array::uniform3(any::<u64>()),
+    ) {
+        let clock = clock();
+        let chats: Vec<Chat> = (0..3).map(|n| chat(n, &clock)).collect();
+        for (author, step) in &steps {
+            take(&chats, usize::from(*author), step);
+        }
+        let all: Vec<Entry> = {
+            let everything = chat(7, &clock);
+            chats.iter().for_each(|chat| deliver(&everything, entries(chat), 1));
+            entries(&everything)
+        };
+        let mut seen = BTreeSet::new();
+        for seed in seeds {
+            let observer = chat(6, &clock);
+            deliver(&observer, all.clone(), seed);
+            seen.insert((observer.log().state_digest().unwrap(), observer.render("lobby").unwrap()));
+            observer.log().rebuild().unwrap();
+            seen.insert((observer.log().state_digest().unwrap(), observer.render("lobby").unwrap()));
+        }
+        prop_assert_eq!(seen.len(), 1);
+        let lines = seen.first().map_or(0, |(_, text)| text.lines().count());
+        let posted = all.iter().flat_map(|entry| wire::decode(entry.payload()).unwrap());
+        let posted = posted.filter(|op| !matches!(op, Op::React { .. })).count();
+        prop_assert_eq!(lines, posted, "each message is a line, whatever it answers");
+    }
 }

@@ -136,7 +136,7 @@ impl Kv {
         let row = path::row(path);
         let view = self.view()?;
         if let Some(value) = view.get(KEYS, &row)? {
-            return Ok(rows::decode(&value)?.node());
+            return Ok(rows::node(&value)?);
         }
         Ok(machine::has_below(&view, &row)?.then_some(Node::Directory(None)))
     }
@@ -409,7 +409,7 @@ impl Listing {
         }
         self.passed = 0;
         let node = if rest.len() == name.len() {
-            match rows::decode(value).map(|heads| heads.node()) {
+            match rows::node(value) {
                 Ok(Some(node)) => node,
                 Ok(None) => return Flow::Continue(()),
                 Err(error) => {

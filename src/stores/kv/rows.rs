@@ -8,7 +8,7 @@
 //!           | 3 · hash (32) · size (u64)                                         in a blob
 //! ```
 
-use super::model::{Content, Head, HeadId, Heads, Kind};
+use super::model::{Content, Head, HeadId, Heads, Kind, Node};
 use super::path::SEPARATOR;
 use crate::clock::Hlc;
 use crate::ids::{Hash, NodeId};
@@ -154,6 +154,21 @@ pub(super) fn decode(row: &[u8]) -> Result<Heads, DatabaseError> {
         heads.push(reader.head().ok_or_else(corrupt)?);
     }
     Heads::new(heads, flags & SHADOWED != 0).ok_or_else(corrupt)
+}
+
+/// What a mount shows of a key, from its row. Only the last write is read, unless others matter.
+pub(super) fn node(row: &[u8]) -> Result<Option<Node>, DatabaseError> {
+    let mut reader = Reader(row);
+    if reader.u8().ok_or_else(corrupt)? & SHADOWED != 0 {
+        return Ok(decode(row)?.node());
+    }
+    let head = reader.head().ok_or_else(corrupt)?;
+    Ok(match head.kind {
+        Kind::File => Some(Node::File(head)),
+        Kind::Symlink => Some(Node::Symlink(head)),
+        Kind::Directory => Some(Node::Directory(Some(head))),
+        Kind::Deleted => None,
+    })
 }
 
 /// Where all versions of the key with this row begin in the history.
