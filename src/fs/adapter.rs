@@ -343,7 +343,7 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -353,6 +353,7 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let by = request.pid();
         let append = flags.0 & libc::O_APPEND != 0 && !write.contains(WriteFlags::FUSE_WRITE_CACHE);
         let size = u32::try_from(data.len()).unwrap_or(u32::MAX);
         let answer = move |reply: ReplyWrite, result: Result<(), Errno>| match result {
@@ -363,18 +364,19 @@ impl Filesystem for Adapter {
             let (tree, data) = (Arc::clone(&self.tree), data.to_vec());
             let busy = self.tree.busy(ino.0);
             self.on(&self.network, reply, ReplyWrite::error, move |reply| {
-                let result = run("write", ino.0, || tree.write_handle(fh.0, offset, &data, append));
+                let result = run("write", ino.0, || tree.write_handle(by, fh.0, offset, &data, append));
                 drop(busy);
                 answer(reply, result);
             });
             return;
         }
-        answer(reply, run("write", ino.0, || self.tree.write_handle(fh.0, offset, data, append)));
+        answer(reply, run("write", ino.0, || self.tree.write_handle(by, fh.0, offset, data, append)));
     }
 
-    fn flush(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+    fn flush(&self, request: &Request, ino: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
         let tree = Arc::clone(&self.tree);
-        let work = move || tree.flush_handle(fh.0);
+        let by = request.pid();
+        let work = move || tree.flush_handle(by, fh.0);
         if self.tree.flushing_takes_long(fh.0) {
             self.on(&self.disk, reply, ReplyEmpty::error, move |reply| done(reply, run("flush", ino.0, work)));
         } else {

@@ -3,30 +3,27 @@
 //! Telling the kernel from a thread that answers it, or under a lock that such a thread takes, deadlocks. So one thread
 //! does nothing else; it is fed by a queue and holds no lock while it tells.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
 use tokio::sync::broadcast::error::RecvError;
 
 use super::inodes::join;
 use super::keys::kind;
-use super::tree::{Tree, locked};
-use crate::clock;
-use crate::ids::{Hash, StoreId};
+use super::tree::Tree;
+use crate::ids::StoreId;
 use crate::replication::log::{Event, Origin};
 use crate::replication::machine::{Change, What};
 use crate::stores::Registry;
 
 /// How often the set of stores is looked at, and what had to be put off is tried again.
 const TICK: Duration = Duration::from_millis(200);
-/// Entries from elsewhere that are remembered as recent.
-const RECENT: usize = 8_192;
 
 /// Something to tell the kernel.
 #[derive(Debug)]
@@ -41,31 +38,6 @@ pub(crate) enum Notice {
     Lagged,
     /// The mount goes away.
     Stop,
-}
-
-/// When entries of other nodes came.
-#[derive(Debug, Default)]
-pub(crate) struct Recent(Mutex<(BTreeMap<Hash, Instant>, VecDeque<Hash>)>);
-
-impl Recent {
-    fn add(&self, entry: Hash) {
-        let mut recent = locked(&self.0);
-        if recent.0.insert(entry, clock::monotonic()).is_none() {
-            recent.1.push_back(entry);
-        }
-        if recent.1.len() > RECENT
-            && let Some(oldest) = recent.1.pop_front()
-        {
-            recent.0.remove(&oldest);
-        }
-    }
-}
-
-impl Tree {
-    /// Whether another node's entry came after this moment.
-    pub(crate) fn came_since(&self, entry: &Hash, moment: Instant) -> bool {
-        locked(&self.recent.0).0.get(entry).is_some_and(|at| *at > moment)
-    }
 }
 
 /// Tells the kernel what it is given, until told to stop.
@@ -147,10 +119,8 @@ impl Herald<'_> {
     }
 
     fn event(&mut self, event: &Event) {
-        match event.origin {
-            Origin::Mount => return,
-            Origin::Local => {}
-            Origin::Pushed | Origin::Pulled => self.tree.recent.add(event.entry.hash()),
+        if event.origin == Origin::Mount {
+            return;
         }
         if self.tree.kv(&event.store).is_ok() {
             for change in &event.effects.changes {
@@ -215,10 +185,13 @@ impl Herald<'_> {
         let changed: Vec<_> = now.symmetric_difference(&self.stores).map(|(name, _)| name.clone()).collect();
         for directory in self.tree.store_directories() {
             for name in &changed {
-                let child = self.tree.table().child(directory, name.as_bytes());
-                if let Some(child) = child {
-                    self.tree.table().detach(child, None);
+                let mut table = self.tree.table();
+                if let Some(child) = table.child(directory, name.as_bytes())
+                    && !now.iter().any(|(known, id)| known == name && table.place(child).is_some_and(|p| p.is_of(id)))
+                {
+                    table.detach(child, None);
                 }
+                drop(table);
                 self.name(directory, name.as_bytes());
             }
         }

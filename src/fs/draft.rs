@@ -1,5 +1,6 @@
 //! What was written and is not published yet: small in memory, large in a file of the drafts' directory.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::inodes::Type;
 use super::shelf::Kept;
 use crate::clock;
+use crate::ids::NodeId;
+use crate::replication::log::Tip;
 use crate::stores::kv::{Head, HeadId};
 
 /// The largest draft that is kept in memory, in bytes.
@@ -74,6 +77,8 @@ pub(crate) struct Shape {
     pub(crate) exclusive: bool,
     /// It stays on this machine.
     pub(crate) local: bool,
+    /// The thread that wrote last.
+    pub(crate) writer: u32,
     /// Descriptors that may write.
     pub(crate) writers: u32,
     /// The heads that the next version supersedes.
@@ -82,8 +87,8 @@ pub(crate) struct Shape {
     pub(crate) own: Option<HeadId>,
     /// It has another key than when it was opened: only `own` is among that key's heads.
     pub(crate) moved: bool,
-    /// When it was made, on the monotonic clock: what came from elsewhere since was not seen by who wrote it.
-    pub(crate) born: std::time::Instant,
+    /// How far each author's chain had come when it was made, if it may take another key's place.
+    pub(crate) tips: Option<BTreeMap<NodeId, Tip>>,
     /// Its copy that survives a crash, and the change up to which it is good.
     pub(crate) kept: Option<(u64, Arc<Kept>)>,
 }
@@ -102,11 +107,12 @@ impl Shape {
             new: false,
             exclusive: false,
             local: false,
+            writer: 0,
             writers: 0,
             base: Vec::new(),
             own: None,
             moved: false,
-            born: clock::monotonic(),
+            tips: None,
             kept: None,
         }
     }
@@ -119,6 +125,12 @@ impl Shape {
     /// Whether it, and not the store, is what is shown.
     pub(crate) fn shown(&self) -> bool {
         self.dirty() || self.new || self.local
+    }
+
+    /// Whether a head was there when it was made.
+    pub(crate) fn had_seen(&self, head: &Head) -> bool {
+        let reached = |tips: &BTreeMap<NodeId, Tip>| tips.get(&head.author).is_some_and(|tip| head.seq <= tip.seq);
+        self.tips.as_ref().is_none_or(reached)
     }
 
     pub(crate) fn touched(&mut self) {

@@ -71,17 +71,29 @@ impl Tree {
         }
     }
 
-    pub(crate) fn write_handle(&self, handle: u64, offset: u64, data: &[u8], append: bool) -> Answer<()> {
+    /// `by`: the thread that writes.
+    pub(crate) fn write_handle(&self, by: u32, handle: u64, offset: u64, data: &[u8], append: bool) -> Answer<()> {
         match &*self.handle(handle)? {
-            Handle::File(file) => self.write(file, offset, data, append),
+            Handle::File(file) => {
+                self.write(file, offset, data, append)?;
+                if let Some(draft) = &file.draft {
+                    draft.shape().writer = by;
+                }
+                Ok(())
+            }
             Handle::Room(room) => super::chat::write(self, room, data),
             Handle::Directory(_) | Handle::Text(_) | Handle::Head(_) => Err(errno::GENERATED),
         }
     }
 
-    pub(crate) fn flush_handle(&self, handle: u64) -> Answer<()> {
+    /// `by`: the thread that closes. A descriptor that a child process inherited and closes, having written nothing,
+    /// says nothing of whether the writer is done: the version is made at the latest when the last one goes.
+    pub(crate) fn flush_handle(&self, by: u32, handle: u64) -> Answer<()> {
         match &*self.handle(handle)? {
-            Handle::File(file) => self.flush(file),
+            Handle::File(file) => {
+                let writer = file.draft.as_ref().map_or(by, |draft| draft.shape().writer);
+                if same_process(by, writer) { self.flush(file) } else { Ok(()) }
+            }
             Handle::Room(room) => super::chat::flush(self, room),
             Handle::Directory(_) | Handle::Text(_) | Handle::Head(_) => Ok(()),
         }
@@ -106,10 +118,8 @@ impl Tree {
 
     /// `fsync` of a directory: the names in it survive a crash.
     pub(crate) fn sync_directory(&self, ino: u64) -> Answer<()> {
-        match self.table().place(ino) {
-            Some(Place::Keys(store) | Place::Key(store)) => self.sync_store(store),
-            _ => Ok(()),
-        }
+        let place = self.table().place(ino);
+        if let Some(Place::Keys(store) | Place::Key(store)) = place { self.sync_store(store) } else { Ok(()) }
     }
 
     pub(crate) fn writing_takes_long(&self, handle: u64) -> bool {
@@ -132,4 +142,13 @@ impl Tree {
         let mut locals = table.locals(directory).into_iter();
         locals.any(|(_, ino)| table.draft(ino).is_some_and(|draft| Self::publishing_takes_long(&draft)))
     }
+}
+
+/// Whether two threads are of one process; so it is if that can't be told.
+fn same_process(one: u32, other: u32) -> bool {
+    let process = |thread: u32| {
+        let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+        status.lines().find_map(|line| line.strip_prefix("Tgid:")).map(|id| id.trim().to_owned())
+    };
+    one == other || one == 0 || other == 0 || process(one).zip(process(other)).is_none_or(|(one, other)| one == other)
 }

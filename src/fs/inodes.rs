@@ -52,6 +52,13 @@ pub(crate) enum Place {
     Room,
 }
 
+impl Place {
+    /// Whether it is the directory of this store, or of its conflicts.
+    pub(crate) fn is_of(self, store: &StoreId) -> bool {
+        matches!(self, Self::Store(id) | Self::HeadsOf(id) if id == *store)
+    }
+}
+
 /// The type of a file, as `ls -l` shows it first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Type {
@@ -256,6 +263,13 @@ impl Inodes {
         ino
     }
 
+    /// Notes what is shown of an inode: it goes on being so should the file be removed.
+    pub(crate) fn remember(&mut self, ino: u64, attr: Attr) {
+        if let Some(inode) = self.nodes.get_mut(&ino) {
+            inode.last = Some(attr);
+        }
+    }
+
     /// Takes the name away from an inode, which stays for those that have it open and then shows `last`.
     pub(crate) fn detach(&mut self, ino: u64, last: Option<Attr>) {
         let Some(inode) = self.nodes.get_mut(&ino) else { return };
@@ -263,7 +277,7 @@ impl Inodes {
             return;
         }
         inode.attached = false;
-        inode.last = last;
+        inode.last = last.or(inode.last);
         let key = (inode.parent, inode.name.clone());
         self.names.remove(&key);
         self.forget_local(key.0, &key.1);

@@ -204,7 +204,12 @@ impl Tree {
                 return Err(error);
             }
         }
-        self.table().pin(seen.ino);
+        let mut table = self.table();
+        table.pin(seen.ino);
+        if let Some(head) = handle.winner {
+            table.remember(seen.ino, self.node_attr(seen.ino, &Node::File(head), None));
+        }
+        drop(table);
         Ok(handle)
     }
 

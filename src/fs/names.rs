@@ -13,7 +13,7 @@ use crate::clock;
 use crate::ids::StoreId;
 use crate::replication::limits;
 use crate::stores::Merge;
-use crate::stores::kv::{Head, HeadId, Heads, Kind, Kv, Node, Op, Value};
+use crate::stores::kv::{Head, HeadId, Heads, Kind, Kv, KvError, Node, Op, Value};
 
 /// All heads of a key, for superseding them.
 pub(crate) fn ids(heads: Option<&Heads>) -> Vec<HeadId> {
@@ -94,6 +94,11 @@ impl Tree {
         shape.bare = true;
         shape.exclusive = flags & libc::O_EXCL != 0;
         shape.local = local::stays(name);
+        if shape.exclusive {
+            let log = kv.log();
+            let view = log.database().view().map_err(KvError::from)?;
+            shape.tips = Some(log.tips(&view).map_err(KvError::from)?);
+        }
         shape.base = ids(target.heads.as_ref());
         shape.writers = 1;
         shape.touched();

@@ -15,7 +15,7 @@ use super::{heads, local};
 use crate::clock;
 use crate::ids::StoreId;
 use crate::stores::Merge;
-use crate::stores::kv::{HeadId, Heads, Kv, KvError, Node, Op};
+use crate::stores::kv::{Head, HeadId, Heads, Kv, KvError, Node, Op};
 
 /// Keys that one entry could hold at most, with the shortest paths.
 const MOST: usize = 2_048;
@@ -158,10 +158,12 @@ impl Tree {
         if self.restored(rename, draft, version, &target)? {
             return Ok(());
         }
-        let born = draft.shape().born;
-        let mut supersedes = ids(target.heads.as_ref());
         // What came from another machine while this was being written was not seen by its writer.
-        supersedes.retain(|id| !self.came_since(&id.entry, born));
+        let supersedes = {
+            let shape = draft.shape();
+            let known = |head: &&Head| head.author == kv.log().me() || shape.had_seen(head);
+            target.heads.iter().flat_map(Merge::all).filter(known).map(|head| head.id).collect()
+        };
         let mut ops = vec![version.put(target.path.clone(), supersedes)];
         let (from, _, _) = self.place_for(rename.from.parent, rename.from.name)?;
         let left = join(&from.path, rename.from.name);
@@ -316,7 +318,8 @@ impl Tree {
         }
         let kv = self.kv(&store)?;
         let _names = self.changing();
-        let (first, second) = (self.table().see(one.1)?, self.table().see(other.1)?);
+        let first = self.table().see(one.1)?;
+        let second = self.table().see(other.1)?;
         let mut moves = Self::moves(&kv, &first, &second.path)?;
         moves.extend(Self::moves(&kv, &second, &first.path)?);
         let ops = Self::operations(&kv, &moves)?;

@@ -154,9 +154,7 @@ fn serve(
 /// The mount point, fit to be mounted on.
 fn mount_point(at: &Path) -> Result<PathBuf, MountError> {
     let absolute = std::path::absolute(at).map_err(|error| MountError::io(at, error))?;
-    if let Err(error) = std::fs::symlink_metadata(&absolute)
-        && error.raw_os_error() == Some(libc::ENOTCONN)
-    {
+    if dead(&absolute) {
         clear(&absolute)?;
     }
     let path = absolute.canonicalize().map_err(|error| match error.kind() {
@@ -176,6 +174,19 @@ fn mount_point(at: &Path) -> Result<PathBuf, MountError> {
         return Err(MountError::NotEmpty(path));
     }
     Ok(path)
+}
+
+/// Whether nobody answers for a mount there any more. Attributes may still come from the kernel's cache, the room on the
+/// disk does not. Who answers too late is alive.
+fn dead(at: &Path) -> bool {
+    let (answer, answers) = channel();
+    let at = at.to_owned();
+    let asked = std::thread::Builder::new().name("fs-probe".into()).spawn(move || {
+        let dead = nix::sys::statvfs::statvfs(&at) == Err(nix::errno::Errno::ENOTCONN);
+        // Nobody waits any more if it took too long.
+        answer.send(dead).ok();
+    });
+    asked.is_ok() && answers.recv_timeout(PATIENCE).unwrap_or(false)
 }
 
 /// Clears a mount of ours whose daemon is gone.

@@ -65,7 +65,6 @@ pub(crate) struct Tree {
     pub(crate) waiting: Waiting,
     pub(crate) space: keys::Space,
     pub(crate) busy: super::handles::Busy,
-    pub(crate) recent: super::announce::Recent,
     pub(crate) rendered: chat::Rendered,
     notices: Sender<Notice>,
 }
@@ -94,7 +93,6 @@ impl Tree {
             waiting: Waiting::default(),
             space,
             busy: super::handles::Busy::default(),
-            recent: super::announce::Recent::default(),
             rendered: chat::Rendered::default(),
             notices,
         }

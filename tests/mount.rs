@@ -1,0 +1,18 @@
+//! The mount, through the kernel: what programs do to files, and what becomes of it in the store.
+//!
+//! Needs /dev/fuse and the right to mount. Each test has a mount, a store and a second machine of its own.
+
+#[path = "mount/chat.rs"]
+mod chat;
+#[path = "mount/conflicts.rs"]
+mod conflicts;
+#[path = "mount/files.rs"]
+mod files;
+#[path = "mount/remote.rs"]
+mod remote;
+#[path = "mount/session.rs"]
+mod session;
+#[path = "mount/tools.rs"]
+mod tools;
+#[path = "mount/world.rs"]
+mod world;

@@ -1,0 +1,161 @@
+//! What comes from elsewhere.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+
+use lattice::stores::Merge;
+
+use crate::world::{World, eventually};
+
+#[test]
+fn a_change_from_elsewhere_is_seen_at_once_although_the_kernel_had_the_old_one() {
+    let world = World::new();
+    fs::write(world.key("f"), b"old").unwrap();
+    assert_eq!(fs::read(world.key("f")).unwrap(), b"old");
+    world.there.pull(&world.here);
+    world.there.put("f", b"newer and longer");
+    world.here.pull(&world.there);
+    eventually("the new content", || fs::read(world.key("f")).unwrap() == b"newer and longer");
+    assert_eq!(fs::metadata(world.key("f")).unwrap().len(), 16);
+}
+
+#[test]
+fn a_name_that_was_missing_is_there_once_another_machine_made_it_and_gone_once_it_removed_it() {
+    let world = World::new();
+    assert!(fs::metadata(world.key("d/f")).is_err());
+    assert!(fs::metadata(world.key("d")).is_err());
+    world.there.put("d/f", b"x");
+    world.here.pull(&world.there);
+    eventually("the file", || fs::read(world.key("d/f")).is_ok_and(|bytes| bytes == b"x"));
+    world.there.delete("d/f");
+    world.here.pull(&world.there);
+    eventually("its end", || fs::metadata(world.key("d/f")).is_err());
+    eventually("the end of its directory", || fs::metadata(world.key("d")).is_err());
+}
+
+#[test]
+fn a_file_that_becomes_a_directory_elsewhere_does_so_here() {
+    let world = World::new();
+    fs::write(world.key("a"), b"file").unwrap();
+    world.there.pull(&world.here);
+    world.there.delete("a");
+    world.there.put("a/b", b"below");
+    world.here.pull(&world.there);
+    eventually("the directory", || fs::read(world.key("a/b")).is_ok_and(|bytes| bytes == b"below"));
+    assert_eq!(world.sh("ls a"), "b\n");
+}
+
+#[test]
+fn a_write_supersedes_what_was_there_at_open_and_not_what_came_since() {
+    let world = World::new();
+    fs::write(world.key("f"), b"base").unwrap();
+    world.there.pull(&world.here);
+    let mut file = OpenOptions::new().write(true).truncate(true).open(world.key("f")).unwrap();
+    world.there.put("f", b"theirs");
+    world.here.pull(&world.there);
+    file.write_all(b"mine").unwrap();
+    drop(file);
+    eventually("both versions", || world.here.heads("f").unwrap().all().len() == 2);
+    assert_eq!(fs::read(world.key("f")).unwrap(), b"mine");
+}
+
+#[test]
+fn a_write_that_saw_a_conflict_settles_it() {
+    let world = World::new();
+    fs::write(world.key("f"), b"base").unwrap();
+    world.there.pull(&world.here);
+    world.there.put("f", b"theirs");
+    fs::write(world.key("f"), b"mine").unwrap();
+    world.here.pull(&world.there);
+    eventually("the conflict", || world.here.heads("f").unwrap().is_conflict());
+    world.sh("echo settled > f");
+    assert_eq!(world.here.heads("f").unwrap().all().len(), 1);
+}
+
+#[test]
+fn an_atomic_save_does_not_supersede_what_came_while_it_was_written() {
+    let world = World::new();
+    fs::write(world.key("f"), b"base").unwrap();
+    world.there.pull(&world.here);
+    let mut temporary = OpenOptions::new().write(true).create_new(true).open(world.key("f.new")).unwrap();
+    temporary.write_all(b"mine").unwrap();
+    world.there.put("f", b"theirs");
+    world.here.pull(&world.there);
+    eventually("their version", || fs::read(world.key("f")).unwrap() == b"theirs");
+    drop(temporary);
+    fs::rename(world.key("f.new"), world.key("f")).unwrap();
+    assert_eq!(world.here.heads("f").unwrap().all().len(), 2);
+    assert_eq!(fs::read(world.key("f")).unwrap(), b"mine");
+}
+
+#[test]
+fn appending_after_a_remote_change_keeps_the_remote_change() {
+    let world = World::new();
+    world.sh("echo one > log; cat log");
+    world.there.pull(&world.here);
+    world.there.put("log", b"one\ntwo\n");
+    world.here.pull(&world.there);
+    eventually("the change", || world.sh("cat log") == "one\ntwo\n");
+    world.sh("echo three >> log");
+    assert_eq!(world.here.get("log").unwrap(), b"one\ntwo\nthree\n");
+}
+
+#[test]
+fn a_file_removed_elsewhere_reads_on_for_whoever_has_it_open() {
+    let world = World::new();
+    fs::write(world.key("f"), b"bytes").unwrap();
+    world.there.pull(&world.here);
+    let file = File::open(world.key("f")).unwrap();
+    world.there.delete("f");
+    world.here.pull(&world.there);
+    eventually("its end", || fs::metadata(world.key("f")).is_err());
+    assert_eq!(std::io::read_to_string(&file).unwrap(), "bytes");
+}
+
+#[test]
+fn a_large_value_that_is_not_here_yet_is_waited_for_and_nothing_else_waits() {
+    let world = World::new();
+    let bytes = vec![7u8; 100_000];
+    world.there.put("large", &bytes);
+    let held = world.dir.path().join("held");
+    fs::create_dir(&held).unwrap();
+    for blob in fs::read_dir(&world.there.blobs).unwrap().flatten() {
+        fs::rename(blob.path(), held.join(blob.file_name())).unwrap();
+    }
+    world.here.pull(&world.there);
+    eventually("the name", || fs::metadata(world.key("large")).is_ok_and(|meta| meta.len() == 100_000));
+    let path = world.key("large");
+    let reader = std::thread::spawn(move || fs::read(path));
+    world.sh("echo meanwhile > f; cat f");
+    for blob in fs::read_dir(&held).unwrap().flatten() {
+        fs::rename(blob.path(), world.here.blobs.join(blob.file_name())).unwrap();
+    }
+    assert_eq!(reader.join().unwrap().unwrap(), bytes);
+}
+
+#[test]
+fn a_large_value_that_nobody_has_is_an_error_and_no_hang() {
+    let world = World::new();
+    world.there.put("large", &vec![7u8; 100_000]);
+    fs::remove_dir_all(&world.there.blobs).unwrap();
+    fs::create_dir(&world.there.blobs).unwrap();
+    world.here.pull(&world.there);
+    eventually("the name", || fs::metadata(world.key("large")).is_ok());
+    let error = fs::read(world.key("large")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+}
+
+#[test]
+fn a_store_that_is_declared_appears_and_one_that_is_ended_goes() {
+    let world = World::new();
+    assert!(fs::metadata(world.at.join("stores/more")).is_err());
+    let create = lattice::stores::root::Op::CreateStore { name: "more".into(), kind: "kv".into() };
+    world.here.registry.root().submit(&[create], lattice::replication::log::Origin::Local).unwrap();
+    world.here.registry.refresh();
+    eventually("the store", || fs::metadata(world.at.join("stores/more/keys")).is_ok());
+    let id = world.here.registry.stores().into_iter().find(|store| store.name == "more").unwrap().id;
+    let delete = lattice::stores::root::Op::DeleteStore { id };
+    world.here.registry.root().submit(&[delete], lattice::replication::log::Origin::Local).unwrap();
+    world.here.registry.refresh();
+    eventually("its end", || fs::metadata(world.at.join("stores/more/keys")).is_err());
+}
