@@ -48,12 +48,12 @@ pub const KNOWN: [Known; 7] = [
     Known {
         name: "relays",
         variable: "LATTICE_RELAYS",
-        about: "URLs of iroh relays, for nodes that can't reach each other directly. None unless set.",
+        about: "Servers that carry packets between nodes that can't reach each other: URLs of iroh relays, or public. None unless set.",
     },
     Known {
         name: "dns",
         variable: "LATTICE_DNS",
-        about: "The domain under which nodes publish and look up their addresses. None unless set.",
+        about: "Whether this node publishes its address in iroh's public DNS and looks others up there: true or false.",
     },
     Known { name: "log", variable: "LATTICE_LOG", about: "What the daemon logs: a level, or target=level, by commas." },
 ];
@@ -154,6 +154,18 @@ fn nearest(name: &str) -> Option<&'static str> {
     (score >= 7).then_some(near)
 }
 
+/// Which relays are used: servers that carry packets between nodes that can't reach each other.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Relays {
+    /// None: nothing is sent to anyone but members.
+    #[default]
+    None,
+    /// The public ones that iroh's makers run.
+    Public,
+    /// These, by URL.
+    Custom(Vec<String>),
+}
+
 /// What a node is started with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -165,10 +177,10 @@ pub struct Settings {
     pub mount: PathBuf,
     /// Whether to find members on the local network.
     pub mdns: bool,
-    /// Relays' URLs; none: no relay.
-    pub relays: Vec<String>,
-    /// The domain to publish addresses under; none: no DNS.
-    pub dns: Option<String>,
+    /// The relays; none: only direct connections.
+    pub relays: Relays,
+    /// Whether to publish addresses in public DNS and look others up there.
+    pub dns: bool,
     /// What to log: the text of a filter.
     pub log: String,
     shown: BTreeMap<&'static str, (String, Source)>,
@@ -201,11 +213,9 @@ impl Settings {
             listen: parsed(&given, "listen", listen)?,
             name: parsed(&given, "name", node_name)?,
             mount: parsed(&given, "mount", mount)?,
-            mdns: parsed(&given, "mdns", |text| {
-                text.parse().map_err(|_not: std::str::ParseBoolError| "either true or false is meant".to_owned())
-            })?,
+            mdns: parsed(&given, "mdns", yes)?,
             relays: parsed(&given, "relays", relays)?,
-            dns: parsed(&given, "dns", |text| Ok((!text.is_empty()).then(|| text.to_owned())))?,
+            dns: parsed(&given, "dns", yes)?,
             log: parsed(&given, "log", |text| Ok(text.to_owned()))?,
             shown: given,
         })
@@ -232,6 +242,7 @@ fn default(name: &str) -> String {
         "name" => host_name(),
         "mount" => std::env::var("HOME").map_or_else(|_| "mesh".into(), |home| format!("{home}/mesh")),
         "mdns" => "true".into(),
+        "dns" => "false".into(),
         "log" => "info".into(),
         _ => String::new(),
     }
@@ -266,11 +277,21 @@ fn mount(text: &str) -> Result<PathBuf, String> {
     if path.as_os_str().is_empty() { Err("a directory is meant".into()) } else { Ok(path) }
 }
 
-fn relays(text: &str) -> Result<Vec<String>, String> {
+fn yes(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_not: std::str::ParseBoolError| "either true or false is meant".into())
+}
+
+fn relays(text: &str) -> Result<Relays, String> {
     let urls: Vec<_> = text.split(',').map(str::trim).filter(|url| !url.is_empty()).map(str::to_owned).collect();
+    if urls == ["public"] {
+        return Ok(Relays::Public);
+    }
     match urls.iter().find(|url| !url.starts_with("https://") && !url.starts_with("http://")) {
-        Some(url) => Err(format!("'{url}' is not the URL of a relay: it begins with https://")),
-        None => Ok(urls),
+        Some(url) => {
+            Err(format!("'{url}' is not the URL of a relay: it begins with https://; or `public` alone is meant"))
+        }
+        None if urls.is_empty() => Ok(Relays::None),
+        None => Ok(Relays::Custom(urls)),
     }
 }
 
@@ -350,15 +371,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let settings = load(&dir, &Flags::new(), &[]).unwrap();
         assert_eq!(settings.listen.to_string(), "0.0.0.0:0");
-        assert!(settings.mdns && settings.relays.is_empty() && settings.dns.is_none());
+        assert!(settings.mdns && settings.relays == Relays::None && !settings.dns);
     }
 
     #[test]
     fn lists_are_arrays_in_the_file_and_separated_by_commas_elsewhere() {
         let dir = data("relays = [\"https://a.example\", \"https://b.example\"]\n");
-        assert_eq!(load(&dir, &Flags::new(), &[]).unwrap().relays.len(), 2);
+        let two = ["https://a.example", "https://b.example"].map(str::to_owned).to_vec();
+        assert_eq!(load(&dir, &Flags::new(), &[]).unwrap().relays, Relays::Custom(two));
         let settings = load(&dir, &Flags::new(), &[("LATTICE_RELAYS", "https://c.example")]).unwrap();
-        assert_eq!(settings.relays, ["https://c.example"]);
+        assert_eq!(settings.relays, Relays::Custom(vec!["https://c.example".into()]));
+        let settings = load(&dir, &Flags::new(), &[("LATTICE_RELAYS", "public")]).unwrap();
+        assert_eq!(settings.relays, Relays::Public);
     }
 
     #[test]
