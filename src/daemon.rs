@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::{About, Failure, Host, InMesh, Kind, Progress};
 use crate::blobs::Blobs;
 use crate::clock::{self, Millis};
-use crate::config::{Directory, Settings};
+use crate::config::{self, Directory, Settings};
 use crate::fs::{self, Mounted, Sources};
 use crate::ids::NodeId;
 use crate::mesh::{self, Context, Founded, Mesh, MeshError};
@@ -56,6 +56,14 @@ impl Peers for Members {
     }
 }
 
+fn relays(setting: &config::Relays) -> Relays {
+    match setting {
+        config::Relays::None => Relays::None,
+        config::Relays::Public => Relays::Public,
+        config::Relays::Custom(urls) => Relays::Custom(urls.clone()),
+    }
+}
+
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -71,8 +79,8 @@ impl Daemon {
         let blobs = Arc::new(Blobs::open(&directory.blobs()).await.map_err(Failure::failed)?);
         let mut options = Options {
             listen: settings.listen,
-            relays: if settings.relays.is_empty() { Relays::None } else { Relays::Custom(settings.relays.clone()) },
-            dns: settings.dns.is_some(),
+            relays: relays(&settings.relays),
+            dns: settings.dns,
             mdns: settings.mdns,
             port_mapping: false,
         };

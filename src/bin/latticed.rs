@@ -1,24 +1,36 @@
-//! The daemon of Lattice. `lattice up` starts it; a service manager runs it as `lattice up --foreground`.
+//! The daemon of one node. `lattice up` starts it; so can a service manager.
 
-use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{self, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
-use lattice::api::{Failure, Host, Kind};
-use lattice::config::{ConfigError, Directory, DirectoryError, Flags, Settings, default_data};
+use lattice::api::{self, Failure, Host, Kind};
+use lattice::config::{Directory, DirectoryError, Flags, Settings, default_data};
 use lattice::daemon::Daemon;
+use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
 
-/// Keeps the stores of a mesh in step with other machines and mounts them
+const EXAMPLES: &str = "\
+Examples:
+  latticed --data /var/lib/lattice --mount /srv/mesh
+
+Stops in order at SIGTERM and SIGINT. Logs to stderr. Tells a service manager that sets NOTIFY_SOCKET when it is
+ready. `lattice up` does all of this for a person.";
+
+/// The daemon of one node of a lattice mesh.
 #[derive(Debug, Parser)]
-#[command(version, disable_help_subcommand = true)]
+#[command(name = "latticed", version, after_help = EXAMPLES, max_term_width = 110)]
 struct Arguments {
-    /// The node's data directory
-    #[arg(long, value_name = "DIR", env = "LATTICE_DATA")]
+    /// The node's data directory [default: ~/.local/share/lattice]
+    #[arg(long, env = "LATTICE_DATA", hide_env_values = true, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Where to mount
+    /// Mount the mesh here
     #[arg(long, value_name = "DIR")]
     mount: Option<PathBuf>,
     /// The address for other nodes
@@ -27,18 +39,12 @@ struct Arguments {
     /// What this node proposes to be called in a mesh
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Run in a session of its own, and say on stdout in one line of JSON whether the start succeeded
+    /// What to log: a level, or target=level, by commas
+    #[arg(long, value_name = "FILTER")]
+    log: Option<String>,
+    /// Leave the terminal, and say in a line of JSON on stdout how the start went
     #[arg(long, hide = true)]
     report: bool,
-}
-
-fn disk(error: &DirectoryError) -> Failure {
-    let kind = if matches!(error, DirectoryError::InUse { .. }) { Kind::Refused } else { Kind::Failed };
-    Failure::new(kind, error).hint(error.hint())
-}
-
-fn settings(error: &ConfigError) -> Failure {
-    Failure::refused(error).hint(error.hint())
 }
 
 fn main() -> ExitCode {
@@ -47,66 +53,115 @@ fn main() -> ExitCode {
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            tell(report, &failed(&failure));
-            tracing::error!(target: "daemon", hint = failure.hint.as_deref(), "{failure}");
+            let said = if report {
+                let said = json!({"error": failure.message, "kind": failure.kind.name(), "hint": failure.hint});
+                writeln!(io::stdout().lock(), "{said}")
+            } else {
+                let hint = failure.hint.as_ref().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
+                writeln!(io::stderr().lock(), "error: {}{hint}", failure.message)
+            };
+            // The exit code says it too.
+            said.ok();
             ExitCode::from(failure.kind.exit_code())
         }
     }
 }
 
-fn failed(failure: &Failure) -> serde_json::Value {
-    serde_json::json!({"error": failure.message, "kind": failure.kind.name(), "hint": failure.hint})
-}
-
-/// Whoever started this may be gone: the daemon runs on.
-fn tell(report: bool, what: &serde_json::Value) {
-    let mut out = std::io::stdout().lock();
-    if report && writeln!(out, "{what}").and_then(|()| out.flush()).is_err() {
-        tracing::debug!(target: "daemon", "nobody waits for the report");
-    }
-}
-
 fn run(arguments: Arguments) -> Result<(), Failure> {
-    if arguments.report
-        && let Err(error) = nix::unistd::setsid()
-    {
-        tracing::debug!(target: "daemon", %error, "leads a session already");
-    }
-    let data = arguments.data.unwrap_or_else(default_data);
-    let flags: Flags = [("listen", arguments.listen), ("name", arguments.name)]
+    let data = absolute(arguments.data.unwrap_or_else(default_data))?;
+    let mount = arguments.mount.map(absolute).transpose()?;
+    let flags: Flags = [("listen", arguments.listen), ("name", arguments.name), ("log", arguments.log)]
         .into_iter()
         .filter_map(|(name, value)| value.map(|value| (name, value)))
-        .collect::<BTreeMap<_, _>>();
-    let settings = Settings::load(&data, &flags).map_err(|error| self::settings(&error))?;
-    let filter = tracing_subscriber::EnvFilter::try_new(&settings.log)
-        .map_err(|error| Failure::refused(format!("the setting `log` can't be '{}': {error}", settings.log)))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
-    let directory = Directory::open(&data).map_err(|error| disk(&error))?;
+        .collect();
+    let settings = Settings::load(&data, &flags).map_err(|error| {
+        let hint = error.hint();
+        Failure::new(Kind::Usage, error).hint(hint)
+    })?;
+    let filter = EnvFilter::try_new(&settings.log).map_err(|error| {
+        Failure::new(Kind::Usage, format!("log = '{}': {error}", settings.log))
+            .hint("such as: info, or warn,lattice=debug")
+    })?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).init();
+    let directory = Directory::open(&data).map_err(|error| {
+        let kind = if matches!(error, DirectoryError::InUse { .. }) { Kind::Refused } else { Kind::Failed };
+        Failure::new(kind, &error).hint(error.hint())
+    })?;
+    if arguments.report {
+        nix::unistd::setsid().map_err(|error| Failure::failed(format!("leaving the terminal: {error}")))?;
+    }
+    // No directory that someone may want to unmount is held.
+    std::env::set_current_dir("/").map_err(Failure::failed)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::failed)?;
-    runtime.block_on(serve(directory, settings, arguments.mount, arguments.report))
+    let ended = runtime.block_on(serve(directory, &settings, mount, arguments.report));
+    runtime.shutdown_background();
+    ended
 }
 
-async fn serve(directory: Directory, settings: Settings, mount: Option<PathBuf>, report: bool) -> Result<(), Failure> {
+fn absolute(path: PathBuf) -> Result<PathBuf, Failure> {
+    std::path::absolute(&path).map_err(|error| Failure::new(Kind::Usage, format!("{}: {error}", path.display())))
+}
+
+async fn serve(directory: Directory, settings: &Settings, mount: Option<PathBuf>, report: bool) -> Result<(), Failure> {
+    // Before anything is begun that a signal would have to end.
     let mut terminate = signal(SignalKind::terminate()).map_err(Failure::failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::failed)?;
-    let control = lattice::api::bind(directory.path())?;
-    let daemon = Daemon::start(directory, &settings).await?;
-    if let Some(mount) = &mount
-        && let Err(failure) = daemon.mount(mount).await
-    {
-        daemon.shutdown();
-        daemon.run(control).await;
-        return Err(failure);
-    }
-    tell(report, &serde_json::json!({"ready": true}));
+    let data = directory.path().to_owned();
+    let daemon = Daemon::start(directory, settings).await?;
+    let control = match api::bind(&data) {
+        Ok(control) => control,
+        Err(failure) => {
+            daemon.shutdown();
+            return Err(failure);
+        }
+    };
     let stop = daemon.stop().clone();
     tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        let name = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        tracing::info!(target: "lattice::daemon", "stopping at {name}");
         stop.cancel();
     });
+    let mounted = match &mount {
+        Some(mount) => daemon.mount(mount).await,
+        None => Ok(()),
+    };
+    match mounted {
+        Ok(()) => ready(&daemon, report)?,
+        Err(_) => daemon.shutdown(),
+    }
     daemon.run(control).await;
+    mounted
+}
+
+/// Tells whoever started this that the node answers.
+fn ready(daemon: &Arc<Daemon>, report: bool) -> Result<(), Failure> {
+    let about = daemon.about();
+    tracing::info!(target: "lattice::daemon", data = %about.data.display(), listening = ?about.listening, "ready");
+    if report {
+        let told = writeln!(io::stdout().lock(), "{}", json!({"ready": true, "pid": std::process::id()}));
+        // Whoever started this may have been interrupted; the node is wanted all the same.
+        told.ok();
+        // What reads this process's output must not wait for its end.
+        let nowhere = std::fs::File::options().write(true).open("/dev/null").map_err(Failure::failed)?;
+        nix::unistd::dup2_stdout(nowhere).map_err(Failure::failed)?;
+    }
+    if let Some(socket) = std::env::var_os("NOTIFY_SOCKET") {
+        let told = notified(&socket);
+        if let Err(error) = told {
+            tracing::warn!(target: "lattice::daemon", %error, "the service manager could not be told");
+        }
+    }
     Ok(())
+}
+
+/// Says to the service manager that listens at `socket` that this is ready. An address that begins with @ has no file.
+fn notified(socket: &std::ffi::OsStr) -> io::Result<()> {
+    let address = match socket.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(socket)?,
+    };
+    UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address).map(drop)
 }
