@@ -58,7 +58,7 @@ fn shortened(messages: &[Message]) -> BTreeMap<Hash, String> {
     let needed = |place: usize| {
         let before = place.checked_sub(1).map_or(0, |other| common(&ids[place], &ids[other]) + 1);
         let after = ids.get(place + 1).map_or(0, |other| common(&ids[place], other) + 1);
-        before.max(after).max(DIGITS).min(64)
+        before.max(after).clamp(DIGITS, 64)
     };
     ids.iter().enumerate().map(|(place, id)| (*id, digits(id, needed(place)))).collect()
 }

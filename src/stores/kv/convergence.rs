@@ -165,8 +165,8 @@ fn defined(entries: &[Entry]) -> BTreeMap<Vec<u8>, Vec<HeadId>> {
     for entry in entries {
         let header = entry.header();
         let parsed = wire::parse(wire::decode(entry).unwrap(), header.author, header.seq).unwrap();
-        for (op, write) in parsed.into_iter().enumerate() {
-            writes.push((HeadId { entry: entry.hash(), op: op as u16 }, header.hlc, header.author, write));
+        for (op, write) in (0..).zip(parsed) {
+            writes.push((HeadId { entry: entry.hash(), op }, header.hlc, header.author, write));
         }
     }
     let cited: BTreeSet<_> =

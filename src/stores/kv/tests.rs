@@ -332,11 +332,11 @@ fn the_rows_of_the_state_are_frozen_and_read_back() {
     use crate::clock::Hlc;
     use crate::ids::{Hash, NodeId};
     let author = NodeId([7; 32]);
-    let heads = wire::parse(sample(), author, 5).unwrap().into_iter().enumerate().map(|(op, write)| Head {
-        id: HeadId { entry: Hash([op as u8; 32]), op: op as u16 },
+    let heads = (0u8..).zip(wire::parse(sample(), author, 5).unwrap()).map(|(op, write)| Head {
+        id: HeadId { entry: Hash([op; 32]), op: op.into() },
         author,
         seq: 5,
-        hlc: Hlc(op as u64),
+        hlc: Hlc(op.into()),
         kind: write.kind,
         mode: write.mode,
         mtime: write.mtime,
