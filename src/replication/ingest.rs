@@ -351,3 +351,6 @@ impl Ingest {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
