@@ -132,17 +132,21 @@ impl Disk {
         }
     }
 
-    /// Makes a complete blob stay: named in the store, and on the medium with all that belongs to it.
+    /// Makes a complete blob stay: on the medium with all that belongs to it, and named in the store. The name comes
+    /// after the bytes are on the medium: so a blob that has its name needs nothing more.
     pub(super) async fn keep(&self, hash: &Hash) -> Result<(), BlobError> {
         let content = HashAndFormat::raw(key(hash));
-        self.store.tags().set(format!("keep/{hash}"), content).await.map_err(failed)?;
-        let files = [self.paths.data_path(&content.hash), self.paths.outboard_path(&content.hash)];
-        let directory = self.paths.data_path.clone();
-        let written = tokio::task::spawn_blocking(move || {
-            files.into_iter().try_for_each(|file| sync(file, true))?;
-            sync(directory, false)
-        });
-        written.await.map_err(failed)??;
+        let name = format!("keep/{hash}");
+        if self.store.tags().get(&name).await.map_err(failed)?.is_none() {
+            let files = [self.paths.data_path(&content.hash), self.paths.outboard_path(&content.hash)];
+            let directory = self.paths.data_path.clone();
+            let written = tokio::task::spawn_blocking(move || {
+                files.into_iter().try_for_each(|file| sync(file, true))?;
+                sync(directory, false)
+            });
+            written.await.map_err(failed)??;
+            self.store.tags().set(&name, content).await.map_err(failed)?;
+        }
         self.store.sync_db().await.map_err(failed)
     }
 

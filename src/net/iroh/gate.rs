@@ -2,13 +2,14 @@
 //! who the other end is; and it knows all open connections, to close those of a node that is a member no more.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ::iroh::EndpointAddr;
 use ::iroh::endpoint::{AfterHandshakeOutcome, BeforeConnectOutcome, Connection, EndpointHooks, WeakConnectionHandle};
 use arc_swap::{ArcSwap, ArcSwapOption};
 
-use super::close;
+use super::hub::{self, Internal};
+use super::{Switch, close};
 use crate::ids::NodeId;
 use crate::net::join;
 use crate::replication::membership::{Membership, SharedMembership};
@@ -38,7 +39,7 @@ impl Gate {
 
     /// The membership as it stands, to tell by its address whether it was replaced.
     pub(super) fn version(&self) -> usize {
-        self.membership.load().as_ref().map_or(0, |shared| std::sync::Arc::as_ptr(&shared.load()).addr())
+        self.membership.load().as_ref().map_or(0, |shared| Arc::as_ptr(&shared.load()).addr())
     }
 
     pub(super) fn set(&self, membership: Option<SharedMembership>) {
@@ -48,7 +49,12 @@ impl Gate {
 
     /// Closes the connections of those who are not members (any more).
     pub(super) fn sweep(&self) {
-        self.close_where(close::NOT_A_MEMBER, "not a member of this mesh", |peer| !self.admits(peer));
+        let (code, reason) = if self.has_mesh() {
+            (close::NOT_A_MEMBER, "not a member of this mesh")
+        } else {
+            (close::GOODBYE, "going away")
+        };
+        self.close_where(code, reason, |peer| !self.admits(peer));
     }
 
     /// Closes every connection with a peer that has been found dead, so that each protocol makes a new one.
@@ -78,11 +84,14 @@ impl Gate {
 
 /// The gate as the endpoint calls it.
 #[derive(Debug)]
-pub(super) struct Hooks(pub(super) std::sync::Arc<Gate>);
+pub(super) struct Hooks {
+    pub(super) gate: Arc<Gate>,
+    pub(super) hub: Arc<Switch>,
+}
 
 impl EndpointHooks for Hooks {
     async fn before_connect<'a>(&'a self, to: &'a EndpointAddr, alpn: &'a [u8]) -> BeforeConnectOutcome {
-        if alpn == join::ALPN || self.0.admits(&NodeId(*to.id.as_bytes())) {
+        if alpn == join::ALPN || self.gate.admits(&NodeId(*to.id.as_bytes())) {
             BeforeConnectOutcome::Accept
         } else {
             BeforeConnectOutcome::Reject
@@ -92,8 +101,12 @@ impl EndpointHooks for Hooks {
     async fn after_handshake<'a>(&'a self, connection: &'a Connection) -> AfterHandshakeOutcome {
         let peer = NodeId(*connection.remote_id().as_bytes());
         // Remembered first: a change of membership between the two lines would otherwise miss it.
-        self.0.remember(peer, connection);
-        if connection.alpn() == join::ALPN || self.0.admits(&peer) {
+        self.gate.remember(peer, connection);
+        if connection.alpn() == join::ALPN || self.gate.admits(&peer) {
+            if connection.alpn() != hub::ALPN && connection.alpn() != join::ALPN {
+                // It is there: the dial for the link, if one is waiting, need not wait any longer.
+                self.hub.tell(Internal::Found(peer));
+            }
             return AfterHandshakeOutcome::Accept;
         }
         tracing::debug!(peer = %peer.short(), "refused: not a member");

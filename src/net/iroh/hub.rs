@@ -28,6 +28,8 @@ pub(super) const ALPN: &[u8] = b"lattice/sync/1";
 const DIAL: Duration = Duration::from_secs(4);
 const FIRST_RETRY: Duration = Duration::from_millis(150);
 const LAST_RETRY: Duration = Duration::from_secs(2);
+/// A dial younger than this is not begun anew.
+const FRESH: Duration = Duration::from_millis(300);
 /// How often the membership is looked at, in case nobody said that it has changed.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -63,6 +65,7 @@ enum Dial {
     Connecting {
         attempt: u64,
         task: AbortHandle,
+        since: Instant,
     },
     /// Our greeting is on its way. `held`: the peer's own dial, which came meanwhile.
     Greeting {
@@ -227,10 +230,7 @@ impl Hub {
 
     /// Forgets all waiting: the world has changed.
     fn hurry(&mut self) {
-        for peer in self.peers.values_mut() {
-            peer.failures = 0;
-            peer.next = monotonic();
-        }
+        self.peers.values_mut().for_each(Peer::hurry);
         self.dial_due();
     }
 
@@ -242,8 +242,7 @@ impl Hub {
             Internal::Ended { peer, link, end } => self.ended(peer, link, &end),
             Internal::Found(peer) => {
                 if let Some(peer) = self.peers.get_mut(&peer) {
-                    peer.failures = 0;
-                    peer.next = monotonic();
+                    peer.hurry();
                     self.dial_due();
                 }
             }
@@ -405,12 +404,22 @@ impl Hub {
             tell(&inbox, Internal::Dialled { peer: id, attempt, result });
         });
         if let Some(peer) = self.peers.get_mut(&id) {
-            peer.dial = Dial::Connecting { attempt, task: task.abort_handle() };
+            peer.dial = Dial::Connecting { attempt, task: task.abort_handle(), since: monotonic() };
         }
     }
 }
 
 impl Peer {
+    /// Something has changed: a dial that has had no answer is begun anew, and the next one waits for nothing.
+    fn hurry(&mut self) {
+        let now = monotonic();
+        self.failures = 0;
+        self.next = now;
+        if matches!(&self.dial, Dial::Connecting { since, .. } if now.duration_since(*since) > FRESH) {
+            self.stop_dial();
+        }
+    }
+
     fn waits(&self) -> bool {
         self.wanted && self.link.is_none() && matches!(self.dial, Dial::Idle)
     }

@@ -60,6 +60,9 @@ pub mod close {
 }
 
 const STREAM_WINDOW: u32 = 256 * 1024;
+/// What a round trip is taken for before one was measured. A first packet that is lost is repeated after three of it: the library's 333 ms
+/// would make every dial during an outage slow to see its end.
+const INITIAL_RTT: Duration = Duration::from_millis(100);
 const BLOB_WINDOW: u32 = 1_250_000;
 /// How long closing may take.
 const SHUTDOWN: Duration = Duration::from_secs(3);
@@ -145,7 +148,7 @@ struct Shared {
     /// Where this node can be reached, as far as it knows.
     mine: Mutex<Vec<SocketAddr>>,
     /// The hub that runs now.
-    hub: ArcSwapOption<mpsc::UnboundedSender<Internal>>,
+    hub: Arc<Switch>,
     /// Whether an id without an address may still be found.
     can_look_up: bool,
 }
@@ -158,7 +161,17 @@ impl Shared {
     }
 
     fn tell(&self, what: Internal) {
-        if let Some(hub) = &*self.hub.load()
+        self.hub.tell(what);
+    }
+}
+
+/// The way to the hub that runs now, if one does.
+#[derive(Debug, Default)]
+struct Switch(ArcSwapOption<mpsc::UnboundedSender<Internal>>);
+
+impl Switch {
+    fn tell(&self, what: Internal) {
+        if let Some(hub) = &*self.0.load()
             && hub.send(what).is_err()
         {
             tracing::trace!("the hub has gone");
@@ -188,13 +201,15 @@ impl Node {
     pub async fn bind(key: &SigningKey, options: &Options, protocols: Vec<Protocol>) -> Result<Arc<Self>, NetError> {
         let relays = relay_urls(&options.relays)?;
         let gate = Arc::new(Gate::default());
-        let endpoint = bind_endpoint(key, options, &relays, gate.clone()).await?;
+        let hub = Arc::new(Switch::default());
+        let hooks = gate::Hooks { gate: gate.clone(), hub: hub.clone() };
+        let endpoint = bind_endpoint(key, options, &relays, hooks).await?;
         let shared = Arc::new(Shared {
             gate,
             book: Book::new(relays.clone()),
             links: watch::channel(BTreeMap::new()).0,
             mine: Mutex::default(),
-            hub: ArcSwapOption::empty(),
+            hub,
             can_look_up: options.dns,
         });
         match endpoint.address_lookup() {
@@ -271,7 +286,7 @@ impl Node {
         let earlier =
             std::mem::replace(&mut *self.running.lock().unwrap_or_else(PoisonError::into_inner), token.clone());
         earlier.cancel();
-        self.shared.hub.store(Some(Arc::new(inbox)));
+        self.shared.hub.0.store(Some(Arc::new(inbox)));
         tokio::spawn(hub.run(orders, token));
         Network { commands, events }
     }
@@ -305,7 +320,7 @@ impl Node {
     /// Leaves the network; peers are told. Takes three seconds at most.
     pub async fn shutdown(&self) {
         self.stop.cancel();
-        self.shared.hub.store(None);
+        self.shared.hub.0.store(None);
         if tokio::time::timeout(SHUTDOWN, self.router.shutdown()).await.is_err() {
             tracing::debug!("the network took too long to close");
         }
@@ -392,9 +407,12 @@ async fn bind_endpoint(
     key: &SigningKey,
     options: &Options,
     relays: &[RelayUrl],
-    gate: Arc<Gate>,
+    hooks: gate::Hooks,
 ) -> Result<Endpoint, NetError> {
-    let transport = QuicTransportConfig::builder().stream_receive_window(VarInt::from_u32(STREAM_WINDOW)).build();
+    let transport = QuicTransportConfig::builder()
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
+        .initial_rtt(INITIAL_RTT)
+        .build();
     let builder = if options.dns { Endpoint::builder(presets::N0) } else { Endpoint::builder(presets::Minimal) };
     let mode = match &options.relays {
         Relays::None => RelayMode::Disabled,
@@ -404,7 +422,7 @@ async fn bind_endpoint(
     let mut builder = builder
         .relay_mode(mode)
         .secret_key(SecretKey::from_bytes(&key.to_bytes()))
-        .hooks(gate::Hooks(gate))
+        .hooks(hooks)
         .transport_config(transport)
         .clear_ip_transports()
         .bind_addr(options.listen)
