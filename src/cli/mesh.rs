@@ -108,10 +108,12 @@ impl Mesh {
     }
 }
 
-fn described(mesh: &MeshInfo) -> String {
+/// The mesh and this node's place in it, for people.
+pub(super) fn described(mesh: &MeshInfo) -> String {
     let name = escaped(mesh.name.as_bytes());
-    let (id, role, members, online) = (short(&mesh.id), &mesh.role, mesh.members, mesh.online);
-    format!("{name} ({id}): role {role}, {members} members, {online} others online")
+    let members = if mesh.members == 1 { "1 member".to_owned() } else { format!("{} members", mesh.members) };
+    let online = if mesh.online == 1 { "1 other online".to_owned() } else { format!("{} others online", mesh.online) };
+    format!("{name} ({}), role {}, {members}, {online}", short(&mesh.id), mesh.role)
 }
 
 fn no_answer() -> Failure {

@@ -24,7 +24,7 @@ use output::Output;
 
 const EXAMPLES: &str = "\
 Examples:
-  lattice up ~/mesh                  start this machine's node and mount the mesh
+  lattice up                         start this machine's node and mount the mesh at ~/mesh
   lattice mesh init                  found a mesh
   lattice mesh invite                print a token; on another machine:
   lattice mesh join TOKEN            join the mesh that made it
@@ -187,6 +187,43 @@ mod tests {
         let command = Lattice::command();
         command.clone().debug_assert();
         each(&command);
+    }
+
+    fn example_lines(command: &clap::Command, found: &mut Vec<String>) {
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        found
+            .extend(help.lines().filter(|line| line.starts_with("  ") && line.contains("lattice ")).map(str::to_owned));
+        command.get_subcommands().for_each(|below| example_lines(below, found));
+    }
+
+    /// The words of the `lattice` command in a line of shell: up to a comment, a pipe or the end of a substitution.
+    fn words(line: &str) -> Vec<String> {
+        let start = line.find("lattice ").unwrap();
+        let mut words = vec![String::new()];
+        let mut quoted = false;
+        let mut letters = line[start..].trim_end().chars().peekable();
+        while let Some(letter) = letters.next() {
+            match letter {
+                '\'' => quoted = !quoted,
+                '|' | '>' | ')' if !quoted => break,
+                ' ' if !quoted && letters.peek() == Some(&' ') => break,
+                ' ' if !quoted => words.push(String::new()),
+                letter => words.last_mut().unwrap().push(letter),
+            }
+        }
+        words.retain(|word| !word.is_empty());
+        words
+    }
+
+    #[test]
+    fn every_example_in_the_help_is_a_command_that_is_understood() {
+        let mut lines = Vec::new();
+        example_lines(&Lattice::command(), &mut lines);
+        assert!(lines.len() > 30);
+        for line in lines {
+            let parsed = Lattice::try_parse_from(words(&line));
+            assert!(parsed.is_ok(), "{line}\n{:?}\n{}", words(&line), parsed.unwrap_err());
+        }
     }
 
     #[test]

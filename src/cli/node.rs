@@ -6,9 +6,9 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 
-use super::output::{absolute, ago, escaped, hex, short};
+use super::output::{absolute, ago, escaped, hex};
 use super::progress::Progress;
-use super::{Context, Ended, json, store};
+use super::{Context, Ended, json, mesh, store};
 use crate::api::wire::{ShutdownRequest, StatusReply, StatusRequest, UnmountRequest};
 use crate::api::{Failure, Kind};
 use crate::clock::{Clock, System, monotonic};
@@ -48,11 +48,7 @@ fn summary(status: &StatusReply, context: &Context) -> String {
     let none = |list: &[String], word: &str| if list.is_empty() { word.to_owned() } else { list.join(", ") };
     let mesh = status.mesh.as_ref().map_or_else(
         || format!("none: `{}` or `{}`", context.typed("mesh init"), context.typed("mesh join TOKEN")),
-        |mesh| {
-            let name = escaped(mesh.name.as_bytes());
-            let id = short(&mesh.id);
-            format!("{name} ({id}), role {}, {} members, {} others online", mesh.role, mesh.members, mesh.online)
-        },
+        mesh::described,
     );
     let forks = if status.forks == 0 { String::new() } else { format!("\nforks      {}", status.forks) };
     format!(

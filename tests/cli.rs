@@ -1,0 +1,368 @@
+//! The command, as people and scripts meet it: what it prints, its exit codes, and what it says when something is wrong.
+#![allow(clippy::disallowed_methods, reason = "tests wait on the real clock")]
+
+mod harness;
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Output, Stdio};
+
+use harness::{Node, eventually};
+use serde_json::Value;
+
+const FAILED: i32 = 1;
+const USAGE: i32 = 2;
+const NOT_RUNNING: i32 = 3;
+const NOT_FOUND: i32 = 4;
+const REFUSED: i32 = 5;
+
+fn out(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Runs a command that must fail so; gives what it said.
+fn refused(node: &Node<'_>, args: &[&str], code: i32) -> String {
+    let output = node.attempt(args);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "lattice {args:?}: {}{said}", out(&output));
+    assert!(out(&output).is_empty(), "lattice {args:?} printed a result: {}", out(&output));
+    said
+}
+
+fn json(node: &Node<'_>, args: &[&str]) -> Value {
+    let text = node.lattice(&[args, &["--json"]].concat());
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("lattice {args:?} --json: {error}: {text}"))
+}
+
+fn lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn with_mesh() -> Node<'static> {
+    let node = Node::here();
+    node.up();
+    node.lattice(&["mesh", "init", "ours"]);
+    node
+}
+
+#[test]
+fn without_a_node_every_command_says_so_and_how_to_start_one() {
+    let node = Node::here();
+    let commands: [&[&str]; 14] = [
+        &["status"],
+        &["peers"],
+        &["mesh", "init"],
+        &["mesh", "invite"],
+        &["mesh", "join", "token"],
+        &["mesh", "leave"],
+        &["mesh", "status"],
+        &["store", "list"],
+        &["store", "create", "photos"],
+        &["kv", "get", "key"],
+        &["kv", "list"],
+        &["conflicts"],
+        &["log"],
+        &["chat", "ls"],
+    ];
+    for command in commands {
+        let said = refused(&node, command, NOT_RUNNING);
+        assert!(said.starts_with("error: no node runs in "), "{command:?}: {said}");
+        assert!(said.contains("hint: start it with `lattice "), "{command:?}: {said}");
+        let said = refused(&node, &[command, &["--json"]].concat(), NOT_RUNNING);
+        assert_eq!(serde_json::from_str::<Value>(&said).unwrap()["kind"], "not-running", "{command:?}");
+    }
+    assert!(node.lattice(&["down"]).starts_with("no node runs in "), "stopping what does not run is no failure");
+    assert!(!node.data().exists(), "asking makes no data directory");
+}
+
+#[test]
+fn what_is_not_understood_exits_with_2_and_help_with_0() {
+    let node = Node::here();
+    refused(&node, &["frobnicate"], USAGE);
+    refused(&node, &["mesh", "invite", "--expires", "soon"], USAGE);
+    assert!(node.lattice(&["--help"]).contains("Exit codes:"));
+    assert!(node.lattice(&["kv", "put", "--help"]).contains("Examples:"));
+}
+
+#[test]
+fn a_setting_that_can_not_be_read_is_named_with_file_line_and_fix_and_nothing_starts() {
+    let node = Node::here();
+    std::fs::create_dir(node.data()).unwrap();
+    std::fs::write(node.data().join("config.toml"), "name = \"a\"\nlisten = \"nowhere\"\n").unwrap();
+    for command in [vec!["up", "--no-mount"], vec!["config"]] {
+        let said = refused(&node, &command, USAGE);
+        assert!(said.contains("config.toml:2: listen = 'nowhere': an address and a port are meant"), "{said}");
+        assert!(said.contains("hint: correct line 2 of "), "{said}");
+    }
+    std::fs::write(node.data().join("config.toml"), [b'n', 0xff, 0xfe]).unwrap();
+    let said = refused(&node, &["up", "--no-mount"], USAGE);
+    assert!(said.contains("config.toml"), "{said}");
+    refused(&node, &["status"], NOT_RUNNING);
+}
+
+#[test]
+fn a_mount_that_can_not_be_is_refused_and_the_node_does_not_stay() {
+    let node = Node::here();
+    let missing = node.mount().join("missing");
+    let said = refused(&node, &["up", missing.to_str().unwrap(), "--listen", "127.0.0.1:0"], REFUSED);
+    assert!(said.contains("does not exist"), "{said}");
+    refused(&node, &["status"], NOT_RUNNING);
+    std::fs::write(node.mount().join("file"), "in the way").unwrap();
+    let said = refused(&node, &["up", node.mount().to_str().unwrap(), "--listen", "127.0.0.1:0"], REFUSED);
+    assert!(said.contains("is not empty"), "{said}");
+    assert_eq!(std::fs::read_to_string(node.mount().join("file")).unwrap(), "in the way");
+}
+
+#[test]
+fn a_port_that_another_program_has_is_named() {
+    let node = Node::here();
+    let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = node.attempt(&["up", "--no-mount", "--listen", &address]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(matches!(output.status.code(), Some(FAILED | REFUSED)), "{said}");
+    assert!(said.contains(&taken.local_addr().unwrap().port().to_string()) && said.contains("in use"), "{said}");
+}
+
+#[test]
+fn one_directory_holds_one_node_and_a_second_up_finds_it() {
+    let node = Node::here();
+    node.up();
+    let pid = node.pid();
+    node.up();
+    assert_eq!(node.pid(), pid, "the second up started another daemon");
+    let daemon = Path::new(env!("CARGO_BIN_EXE_lattice")).with_file_name("latticed");
+    let second = std::process::Command::new(daemon).arg("--data").arg(node.data()).output().unwrap();
+    assert_eq!(second.status.code(), Some(REFUSED));
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(said.contains(&format!("is in use by process {pid}")), "{said}");
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&node.data()), 0o700);
+    assert_eq!(mode(&node.data().join("control.sock")), 0o600);
+    assert_eq!(mode(&node.data().join("identity.key")), 0o600);
+}
+
+#[test]
+fn a_port_is_chosen_once_and_kept_and_so_is_the_identity() {
+    let node = Node::here();
+    node.up();
+    let before = json(&node, &["status"]);
+    node.lattice(&["down"]);
+    node.up();
+    let after = json(&node, &["status"]);
+    assert_eq!(before["listening"], after["listening"]);
+    assert_eq!(before["node"], after["node"]);
+}
+
+#[test]
+fn a_value_goes_in_by_argument_file_and_stdin_and_comes_out_as_it_was() {
+    let node = with_mesh();
+    node.lattice(&["kv", "put", "by/argument", "no newline"]);
+    assert_eq!(node.lattice(&["kv", "get", "by/argument"]), "no newline");
+    let file = node.mount().with_file_name("large");
+    let large: Vec<u8> = (0..3_000_000u32).map(|n| n.to_le_bytes()[(n % 3) as usize]).collect();
+    std::fs::write(&file, &large).unwrap();
+    node.lattice(&["kv", "put", "by/file", "--file", file.to_str().unwrap()]);
+    assert!(node.attempt(&["kv", "get", "by/file"]).stdout == large, "the content differs");
+    assert!(std::fs::read(node.key("by/file")).unwrap() == large, "the mount shows another content");
+    let mut put = node.command(&["kv", "put", "by/stdin"]).stdin(Stdio::piped()).spawn().unwrap();
+    put.stdin.take().unwrap().write_all(b"piped\n\xff\n").unwrap();
+    assert!(put.wait().unwrap().success());
+    assert_eq!(node.attempt(&["kv", "get", "by/stdin"]).stdout, b"piped\n\xff\n");
+    assert_eq!(json(&node, &["kv", "get", "by/argument"])["value"], "no newline");
+    assert_eq!(json(&node, &["kv", "get", "by/stdin"])["value_base64"], "cGlwZWQK/wo=");
+    node.lattice(&["kv", "put", "empty", ""]);
+    assert_eq!(node.lattice(&["kv", "get", "empty"]), "");
+
+    assert_eq!(node.lattice(&["kv", "list"]), "by/argument\nby/file\nby/stdin\nempty\n");
+    assert_eq!(node.lattice(&["kv", "list", "by/f"]), "by/file\n");
+    let listed = lines(&node.lattice(&["kv", "list", "by/file", "--json"]));
+    assert_eq!((&listed[0]["path"], &listed[0]["heads"][0]["size"]), (&"by/file".into(), &3_000_000.into()));
+
+    std::fs::set_permissions(node.key("by/argument"), PermissionsExt::from_mode(0o755)).unwrap();
+    node.lattice(&["kv", "put", "by/argument", "again"]);
+    let listed = lines(&node.lattice(&["kv", "list", "by/argument", "--json"]));
+    assert_eq!(listed[0]["heads"][0]["mode"], "0755", "a new value keeps the mode");
+
+    node.lattice(&["kv", "delete", "by/file"]);
+    assert!(refused(&node, &["kv", "get", "by/file"], NOT_FOUND).contains("there is no key 'by/file'"));
+    refused(&node, &["kv", "delete", "by/file"], NOT_FOUND);
+    assert!(refused(&node, &["kv", "get", "by"], REFUSED).contains("is a directory"));
+    assert!(refused(&node, &["kv", "put", "empty/below", "x"], REFUSED).contains("nothing can stand below it"));
+    refused(&node, &["kv", "put", "a//b", "x"], REFUSED);
+    assert!(refused(&node, &["kv", "get", "x", "--store", "none"], NOT_FOUND).contains("there is no store 'none'"));
+    refused(&node, &["kv", "get", "x", "--store", "chat"], REFUSED);
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let node = with_mesh();
+    for n in 0..2_000 {
+        std::fs::write(node.key(&format!("a-rather-long-name-for-a-key-{n:06}")), "x").unwrap();
+    }
+    let mut list = node.command(&["kv", "list"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut first = String::new();
+    BufReader::new(list.stdout.take().unwrap()).read_line(&mut first).unwrap();
+    assert_eq!(first, "a-rather-long-name-for-a-key-000000\n");
+    assert!(list.wait().unwrap().success());
+}
+
+#[test]
+fn a_watch_prints_changes_as_they_come_and_ends_with_the_node() {
+    let node = with_mesh();
+    let mut watch = node.command(&["kv", "watch", "w/", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let stdout = BufReader::new(watch.stdout.take().unwrap());
+    let (heard, changes) = std::sync::mpsc::channel::<Value>();
+    let reader = std::thread::spawn(move || {
+        for line in stdout.lines() {
+            drop(heard.send(serde_json::from_str(&line.unwrap()).unwrap()));
+        }
+    });
+    let mut n = 0;
+    let mut first = Value::Null;
+    eventually("a change is seen", || {
+        n += 1;
+        std::fs::write(node.key("not-in-w"), n.to_string()).unwrap();
+        std::fs::create_dir_all(node.key("w")).unwrap();
+        std::fs::write(node.key(&format!("w/{n}")), "x").unwrap();
+        first = changes.recv_timeout(std::time::Duration::from_millis(200)).unwrap_or_default();
+        !first.is_null()
+    });
+    assert!(first["path"].as_str().unwrap().starts_with('w'), "{first}");
+    node.lattice(&["kv", "delete", &format!("w/{n}")]);
+    eventually("the deletion is seen", || {
+        changes.recv().is_ok_and(|change| change["what"] == "deleted" && change["path"] == format!("w/{n}"))
+    });
+    node.lattice(&["down"]);
+    assert_eq!(watch.wait().unwrap().code(), Some(6), "a stream that broke off is told by its exit code");
+    reader.join().unwrap();
+}
+
+#[test]
+fn the_log_says_what_each_entry_does() {
+    let node = with_mesh();
+    node.lattice(&["kv", "put", "a", "1"]);
+    node.lattice(&["kv", "put", "b", "22"]);
+    node.lattice(&["kv", "delete", "a"]);
+    let all = lines(&node.lattice(&["log", "--json"]));
+    let does: Vec<_> = all.iter().map(|entry| entry["does"][0].as_str().unwrap()).collect();
+    assert_eq!(does, ["put a (1 bytes)", "put b (2 bytes)", "delete a"]);
+    assert_eq!(all.iter().map(|entry| entry["seq"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 1, 2]);
+    assert_eq!(all[1]["parents"], serde_json::json!([all[0]["hash"]]));
+    let last = lines(&node.lattice(&["log", "home", "-n", "2", "--json"]));
+    assert_eq!(last, all[1..]);
+    assert!(node.lattice(&["log", "root"]).contains("found the mesh ours"));
+
+    let mut follow = node.command(&["log", "-n", "1", "-f", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut followed = BufReader::new(follow.stdout.take().unwrap()).lines();
+    let next = |lines: &mut dyn Iterator<Item = std::io::Result<String>>| -> Value {
+        serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap()
+    };
+    assert_eq!(next(&mut followed), all[2]);
+    node.lattice(&["kv", "put", "c", "333"]);
+    assert_eq!(next(&mut followed)["does"][0], "put c (3 bytes)");
+    node.lattice(&["down"]);
+    assert!(follow.wait().is_ok());
+}
+
+#[test]
+fn stores_come_and_go_by_name() {
+    let node = with_mesh();
+    let names = || {
+        let stores = json(&node, &["store", "list"]);
+        let mut names: Vec<_> =
+            stores.as_array().unwrap().iter().map(|store| store["name"].as_str().unwrap().to_owned()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(), ["chat", "home"]);
+    node.lattice(&["store", "create", "photos"]);
+    assert_eq!(names(), ["chat", "home", "photos"]);
+    node.lattice(&["kv", "put", "cat.jpg", "x", "--store", "photos"]);
+    assert_eq!(json(&node, &["store", "status", "photos"])["keys"], 1);
+    refused(&node, &["store", "create", "photos"], REFUSED);
+    refused(&node, &["store", "create", "a/b"], REFUSED);
+    refused(&node, &["store", "status", "none"], NOT_FOUND);
+    assert!(
+        refused(&node, &["store", "delete", "photos"], REFUSED).contains("--yes"),
+        "without a terminal it is asked for"
+    );
+    node.lattice(&["store", "delete", "photos", "--yes"]);
+    eventually("the store is gone", || names() == ["chat", "home"]);
+    refused(&node, &["store", "delete", "photos", "--yes"], NOT_FOUND);
+}
+
+#[test]
+fn a_message_is_answered_and_reacted_to_by_its_short_id() {
+    let node = with_mesh();
+    refused(&node, &["chat", "ls", "lobby"], NOT_FOUND);
+    node.lattice(&["chat", "post", "lobby", "good morning"]);
+    let messages = lines(&node.lattice(&["chat", "ls", "lobby", "--json"]));
+    let id = &messages[0]["id"].as_str().unwrap()[..6];
+    node.lattice(&["chat", "post", "lobby", "and to you", "--reply", id]);
+    node.lattice(&["chat", "post", "lobby", "👍", "--react", id]);
+    let room = node.lattice(&["chat", "ls", "lobby"]);
+    let shown: Vec<_> = room.lines().collect();
+    assert!(shown[0].contains("good morning") && shown[0].contains('👍'), "{room}");
+    assert!(shown[1].trim_start().starts_with('↳') && shown[1].contains("and to you"), "{room}");
+    let messages = lines(&node.lattice(&["chat", "ls", "lobby", "-n", "1", "--json"]));
+    assert_eq!((messages.len(), &messages[0]["text"]), (1, &"and to you".into()));
+    assert_eq!(node.lattice(&["chat", "ls"]), "lobby\n");
+    refused(&node, &["chat", "post", "lobby", "to whom?", "--reply", "ffffffff"], NOT_FOUND);
+}
+
+#[test]
+fn a_token_that_does_not_fit_is_refused_with_a_sentence_of_its_own() {
+    let inviter = with_mesh();
+    let joiner = Node::here();
+    joiner.up();
+    let token = inviter.lattice(&["mesh", "invite"]);
+    let token = token.trim();
+    let mut sentences = Vec::new();
+    sentences.push(refused(&joiner, &["mesh", "join", "not-a-token"], REFUSED));
+    let mistyped = if token.ends_with('a') {
+        format!("{}b", &token[..token.len() - 1])
+    } else {
+        format!("{}a", &token[..token.len() - 1])
+    };
+    sentences.push(refused(&joiner, &["mesh", "join", &mistyped], REFUSED));
+    let short = inviter.lattice(&["mesh", "invite", "--expires", "1s"]);
+    let end = std::time::Instant::now() + std::time::Duration::from_millis(1_500);
+    eventually("a second is over", || std::time::Instant::now() > end);
+    sentences.push(refused(&joiner, &["mesh", "join", short.trim()], REFUSED));
+    joiner.lattice(&["mesh", "join", token]);
+    assert_eq!(json(&joiner, &["mesh", "status"])["name"], "ours");
+    let late = Node::here();
+    late.up();
+    sentences.push(refused(&late, &["mesh", "join", token], REFUSED));
+    sentences.push(refused(&joiner, &["mesh", "join", token], REFUSED));
+    let mut different = sentences.clone();
+    different.sort();
+    different.dedup();
+    assert_eq!(different.len(), sentences.len(), "{sentences:#?}");
+    for (sentence, word) in sentences.iter().zip(["not a join token", "mistyped", "expired", "used up", "already"]) {
+        assert!(sentence.contains(word), "{sentence}");
+    }
+    refused(&joiner, &["mesh", "invite"], REFUSED);
+}
+
+#[test]
+fn in_the_foreground_a_node_tells_its_manager_and_stops_in_order() {
+    let node = Node::here();
+    let socket = node.mount().with_file_name("notify");
+    let notified = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
+    let mount = node.mount();
+    let args = ["up", mount.to_str().unwrap(), "--listen", "127.0.0.1:0", "--foreground"];
+    let mut daemon =
+        node.command(&args).env("NOTIFY_SOCKET", &socket).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let mut told = [0; 32];
+    notified.set_read_timeout(Some(harness::PATIENCE)).unwrap();
+    let length = notified.recv(&mut told).unwrap();
+    assert_eq!(&told[..length], b"READY=1");
+    assert!(node.mount().join("README").exists(), "it told before the mount answered");
+    assert_eq!(node.pid(), i32::try_from(daemon.id()).unwrap());
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(node.pid()), nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert!(daemon.wait().unwrap().success());
+    assert!(!node.mount().join("README").exists(), "the mount outlived the node");
+}
