@@ -1,5 +1,12 @@
 //! Links between machines of their own, in network namespaces without a way to anywhere else: killed, stopped, cut off, moved.
 #![allow(clippy::disallowed_methods, reason = "tests wait on the real clock")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and says what it measured"
+)]
 
 mod harness;
 

@@ -1,5 +1,6 @@
 //! Links, gossip, blobs and joining between real endpoints on loopback; and what a stranger gets: nothing.
 #![allow(clippy::disallowed_methods, reason = "tests wait on the real clock")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, and says what it measured")]
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
