@@ -19,8 +19,9 @@ mod push;
 mod snapshot;
 #[cfg(test)]
 mod tests;
+mod time;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -266,16 +267,6 @@ impl Replica {
         self.out.push(Output::Send { peer, frame: message.encode() });
     }
 
-    fn jitter(&mut self, around: Duration) -> Duration {
-        // A step of the SplitMix64 generator: spread is all that is asked of it.
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        let percent = 75 + ((z ^ (z >> 31)) % 50);
-        around.mul_f64(f64::from(u32::try_from(percent).unwrap_or(100)) / 100.0)
-    }
-
     fn connected(&mut self, id: NodeId, address: Option<String>, now: Millis, shelf: &dyn Shelf) {
         self.lost(&id, now, shelf);
         let recent = self.faults.get(&id).is_some_and(|(_, last)| now.since(*last) < limits::FAULTS_AGE);
@@ -326,18 +317,6 @@ impl Replica {
         for (id, peer) in &mut self.peers {
             if only.is_none_or(|only| only == id) {
                 peer.next_reconcile = peer.next_reconcile.min(at);
-            }
-        }
-    }
-
-    /// Nobody was silent while this node slept; whether they are still there is to be probed.
-    fn woke(&mut self, now: Millis) {
-        for peer in self.peers.values_mut() {
-            (peer.probe, peer.next_probe, peer.next_reconcile) = (None, now, now);
-        }
-        for store in self.stores.values_mut() {
-            if let Some(pull) = &mut store.pull {
-                pull.touch(now);
             }
         }
     }
@@ -502,105 +481,11 @@ impl Replica {
             self.out.push(Output::Unsubscribe(store));
         }
         for store in open {
-            if !self.stores.contains_key(&store) {
-                self.stores.insert(store, Store::default());
+            if let btree_map::Entry::Vacant(place) = self.stores.entry(store) {
+                place.insert(Store::default());
                 self.out.push(Output::Subscribe(store));
                 self.reconcile_by(None, now);
             }
-        }
-    }
-
-    /// When [`Input::Tick`] is due at the latest.
-    #[must_use]
-    pub fn wake_at(&self) -> Millis {
-        let peers = self.peers.values().map(|peer| {
-            let silent = peer.probe.map_or(Millis(u64::MAX), |(_, since)| since.after(peer.patience()));
-            peer.next_probe.min(peer.next_reconcile).min(silent)
-        });
-        let stores = self.stores.values().flat_map(|store| {
-            let stalled = store.pull.as_ref().and_then(pull::Pull::stalls_at);
-            [stalled, store.ask.map(|(at, _)| at), store.early].into_iter().flatten()
-        });
-        peers.chain(stores).min().unwrap_or(Millis(u64::MAX))
-    }
-
-    fn tick(&mut self, now: Millis, shelf: &dyn Shelf) {
-        if self.wake_at() > now {
-            return;
-        }
-        let ids: Vec<_> = self.peers.keys().copied().collect();
-        for id in ids {
-            self.tick_peer(id, now, shelf);
-        }
-        let stores: Vec<_> = self.stores.keys().copied().collect();
-        for store in stores {
-            self.tick_store(store, now, shelf);
-        }
-    }
-
-    fn tick_peer(&mut self, id: NodeId, now: Millis, shelf: &dyn Shelf) {
-        let reconcile = self.jitter(limits::RECONCILE);
-        let Some(peer) = self.peers.get_mut(&id) else { return };
-        peer.compared.retain(|_, (_, used)| now.since(*used) < limits::RECONCILE);
-        peer.comparing.retain(|_, (_, used)| now.since(*used) < limits::RECONCILE);
-        if let Some((_, since)) = peer.probe
-            && now.since(since) >= peer.patience()
-        {
-            // Without a hello by now it is not of our kind, whatever else it says.
-            let heard = peer.heard > since && peer.build.is_some();
-            peer.probe = None;
-            if !heard {
-                self.out.push(Output::Close { peer: id, why: Closing::Silent });
-                return;
-            }
-        }
-        let mut send = Vec::new();
-        if now >= peer.next_probe {
-            peer.next_probe = now.after(limits::HEARTBEAT);
-            if peer.probe.is_none() {
-                self.next_id += 1;
-                peer.probe = Some((self.next_id, now));
-                send.push(Message::Ping(self.next_id));
-            }
-        }
-        let due = now >= peer.next_reconcile;
-        if due {
-            peer.next_reconcile = now.after(reconcile);
-        }
-        for message in send {
-            self.send(id, &message);
-        }
-        if due {
-            self.send_status(id, true, shelf);
-        }
-    }
-
-    fn tick_store(&mut self, store: StoreId, now: Millis, shelf: &dyn Shelf) {
-        let Some(state) = self.stores.get_mut(&store) else { return };
-        if state.early.is_some_and(|due| due <= now) {
-            state.early = None;
-            self.out.push(Output::Retry(store));
-        }
-        if let Some(peer) = state.pull.as_ref().filter(|pull| pull.stalls_at().is_some_and(|at| at <= now)) {
-            let peer = peer.peer;
-            tracing::debug!(target: "sync", peer = %peer.short(), store = %store.short(), "a pull stands still");
-            self.abandon(&store, &peer);
-            if let Some(peer) = self.peers.get_mut(&peer) {
-                peer.claims.remove(&store);
-            }
-            self.plan(store, now, shelf);
-        }
-        self.ask(store, now, shelf);
-    }
-}
-
-impl Peer {
-    /// How long it may stay silent: longer over a slow link, and while a probe waits behind what it asked for.
-    fn patience(&self) -> Duration {
-        let busy = self.serving.values().any(|serving| !serving.done());
-        match self.rtt {
-            Some(rtt) if !busy => (rtt * 4).clamp(limits::SILENCE, limits::SILENCE_BUSY),
-            Some(_) | None => limits::SILENCE_BUSY,
         }
     }
 }

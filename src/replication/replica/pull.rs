@@ -1,6 +1,6 @@
 //! Fetching and handing out: pulls, what is served, comparisons, and what ingest says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
 
 use super::{Output, Replica, credit_limit};
 use crate::clock::Millis;
@@ -283,11 +283,13 @@ impl Replica {
             return;
         }
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        if !peer.compared.contains_key(&store) {
-            let Some(comparison) = Comparison::new(&shelf.items(&store)) else { return };
-            peer.compared.insert(store, (comparison, now));
-        }
-        let Some((comparison, used)) = peer.compared.get_mut(&store) else { return };
+        let (comparison, used) = match peer.compared.entry(store) {
+            btree_map::Entry::Occupied(place) => place.into_mut(),
+            btree_map::Entry::Vacant(place) => {
+                let Some(comparison) = Comparison::new(&shelf.items(&store)) else { return };
+                place.insert((comparison, now))
+            }
+        };
         *used = now;
         match comparison.answer(round) {
             Some(round) => self.send(id, &Message::Compared { store, round }),
