@@ -2,6 +2,12 @@
 //!
 //! `LATTICE_FIGURES=1 cargo test --release --test driver -- --nocapture` prints figures at full size.
 #![allow(clippy::disallowed_methods, reason = "tests wait on the real clock")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and says what it measured"
+)]
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

@@ -6,6 +6,12 @@
 //! could take back, and no author may ever have signed two entries with one number.
 //!
 //! `LATTICE_SEED=7 cargo test --test simulation` runs one seed; `LATTICE_SEEDS=1000` as many, from 0 on.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and says which seed it was"
+)]
 
 #[path = "simulation/node.rs"]
 mod node;
