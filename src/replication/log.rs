@@ -520,7 +520,7 @@ impl Log {
     /// # Errors
     /// If it does not found this store, or the store takes no writes.
     pub fn found(&self, genesis: &Entry) -> std::result::Result<(), SubmitError> {
-        let verdict = self.include(&[genesis.clone()], Origin::Local)?;
+        let verdict = self.include(std::slice::from_ref(genesis), Origin::Local)?;
         match verdict.first() {
             Some(Verdict::Included | Verdict::Duplicate) => Ok(()),
             _ => Err(SubmitError::NotAllowed),
