@@ -33,7 +33,7 @@ impl Replica {
         }
     }
 
-    /// When [`Input::Tick`] is due at the latest.
+    /// When [`Input::Tick`](super::Input::Tick) is due at the latest.
     #[must_use]
     pub fn wake_at(&self) -> Millis {
         let peers = self.peers.values().map(|peer| {
