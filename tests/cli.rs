@@ -1,5 +1,11 @@
 //! The command, as people and scripts meet it: what it prints, its exit codes, and what it says when something is wrong.
 #![allow(clippy::disallowed_methods, reason = "tests wait on the real clock")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, and says what it saw"
+)]
 
 mod harness;
 
@@ -321,11 +327,8 @@ fn a_token_that_does_not_fit_is_refused_with_a_sentence_of_its_own() {
     let token = token.trim();
     let mut sentences = Vec::new();
     sentences.push(refused(&joiner, &["mesh", "join", "not-a-token"], REFUSED));
-    let mistyped = if token.ends_with('a') {
-        format!("{}b", &token[..token.len() - 1])
-    } else {
-        format!("{}a", &token[..token.len() - 1])
-    };
+    let (start, last) = token.split_at(token.len() - 1);
+    let mistyped = format!("{start}{}", if last == "a" { "b" } else { "a" });
     sentences.push(refused(&joiner, &["mesh", "join", &mistyped], REFUSED));
     let short = inviter.lattice(&["mesh", "invite", "--expires", "1s"]);
     let end = std::time::Instant::now() + std::time::Duration::from_millis(1_500);

@@ -1,5 +1,11 @@
 //! What README and docs/ tell people to type, typed: every block of shell runs, in order, on nodes of its own.
 #![allow(clippy::disallowed_methods, reason = "tests wait on the real clock")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, and says what it saw"
+)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

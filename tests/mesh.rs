@@ -1,5 +1,11 @@
 //! The main job, on machines of their own: what one writes, all have; what was cut off comes together again.
 #![allow(clippy::disallowed_methods, reason = "tests wait on the real clock")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, and says what it saw"
+)]
 
 mod harness;
 

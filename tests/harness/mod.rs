@@ -1,6 +1,12 @@
 //! Machines for tests: network namespaces joined by a bridge, each with a node of its own, driven as its user would.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 #![allow(clippy::disallowed_methods, reason = "tests wait on the real clock")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, and says what it saw"
+)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
