@@ -1,6 +1,7 @@
 //! Measures the log as it grows: signing, including and committing entries of a kv store, beside verification alone.
 #![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "a benchmark reads clocks and prints")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a benchmark that can't go on stops with the reason")]
+#![allow(clippy::cast_possible_truncation, reason = "counts far below any limit")]
 #![allow(missing_docs, reason = "a program, not a library")]
 
 use std::fs::File;

@@ -3,6 +3,7 @@
 //! `scripts/bench [SECTION…]` runs it; the sections are `mount`, `latency`, `burst`, `sync` and `start`.
 #![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "a benchmark reads clocks and prints")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a benchmark that can't go on stops with the reason")]
+#![allow(clippy::cast_possible_truncation, reason = "counts far below any limit")]
 #![allow(missing_docs, reason = "a program, not a library")]
 
 #[path = "../../tests/harness/mod.rs"]
