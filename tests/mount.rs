@@ -12,6 +12,8 @@ mod files;
 mod remote;
 #[path = "mount/session.rs"]
 mod session;
+#[path = "mount/speed.rs"]
+mod speed;
 #[path = "mount/tools.rs"]
 mod tools;
 #[path = "mount/world.rs"]

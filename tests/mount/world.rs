@@ -176,7 +176,7 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut number = || SigningKey::from_bytes(&[NEXT.fetch_add(1, Ordering::SeqCst); 32]);
+        let number = || SigningKey::from_bytes(&[NEXT.fetch_add(1, Ordering::SeqCst); 32]);
         let (mine, other) = (Arc::new(number()), Arc::new(number()));
         let (mesh, first) = genesis(&mine, &System, "test", "here").unwrap();
         let open = |name: &str, key: &Arc<SigningKey>| {
