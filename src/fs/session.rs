@@ -232,11 +232,10 @@ impl Mounted {
         let Some(waiter) = self.waiter.take() else { return Ok(()) };
         let detached = mounts::detach(&self.at, self.minor).map_err(|error| MountError::io(&self.at, error));
         if self.ended.recv_timeout(PATIENCE).is_err() {
-            if let Err(error) = mounts::abort(self.minor) {
-                tracing::warn!(target: "fs", %error, "calls that are not answered can't be ended");
-            }
-            if self.ended.recv_timeout(PATIENCE).is_err() {
-                tracing::warn!(target: "fs", "the mount's threads did not end");
+            match mounts::abort(self.minor) {
+                Err(error) => tracing::warn!(target: "fs", %error, "calls still being answered end with the daemon"),
+                Ok(()) if self.ended.recv_timeout(PATIENCE).is_ok() => {}
+                Ok(()) => tracing::warn!(target: "fs", "the mount's threads did not end"),
             }
         }
         self.tree.waiting.stop();

@@ -21,7 +21,6 @@ pub(crate) struct Version {
     pub(crate) kind: Kind,
     pub(crate) mode: u32,
     pub(crate) mtime: i64,
-    pub(crate) base: Vec<HeadId>,
     pub(crate) value: Value,
 }
 
@@ -174,7 +173,11 @@ impl Tree {
     pub(crate) fn settle(&self, ino: u64, store: StoreId, draft: &Arc<Draft>) -> Answer<()> {
         let result = self.publish(ino, store, draft).map(drop);
         let mut table = self.table();
-        if draft.shape().writers > 0 {
+        let used = {
+            let shape = draft.shape();
+            shape.writers > 0 || (result.is_ok() && shape.shown() && table.see(ino).is_ok_and(|seen| seen.attached))
+        };
+        if used {
             return result;
         }
         table.clear_draft(ino);
@@ -210,7 +213,15 @@ impl Tree {
         if !seen.attached {
             return Ok(None);
         }
-        let receipt = self.commit(&kv, vec![version.put(seen.path, version.base.clone())])?;
+        let base = {
+            let shape = draft.shape();
+            if !shape.new && shape.published >= version.changes {
+                // A renaming published it while this waited for its turn.
+                return Ok(None);
+            }
+            shape.base.clone()
+        };
+        let receipt = self.commit(&kv, vec![version.put(seen.path, base)])?;
         self.is_published(ino, &kv, draft, version.changes, HeadId { entry: receipt.hash, op: 0 }, receipt);
         let mut table = self.table();
         drop(table.take_whiteout(seen.parent, &seen.name));
@@ -220,13 +231,13 @@ impl Tree {
 
     /// What the draft is now, as an entry can hold it; `None` if the store has it already.
     pub(crate) fn version(kv: &Kv, draft: &Draft) -> Answer<Option<Version>> {
-        let (changes, kind, mode, mtime, base, content) = {
+        let (changes, kind, mode, mtime, content) = {
             let shape = draft.shape();
             if !shape.dirty() && !shape.new {
                 return Ok(None);
             }
             let kind = if shape.kind == Type::Symlink { Kind::Symlink } else { Kind::File };
-            (shape.changes, kind, shape.mode, shape.mtime, shape.base.clone(), shape.content.clone())
+            (shape.changes, kind, shape.mode, shape.mtime, shape.content.clone())
         };
         let value = match &content {
             Content::Base(None) => Value::Empty,
@@ -234,7 +245,7 @@ impl Tree {
             Content::Memory(bytes) => kv.value(bytes)?,
             Content::Spilled(spill) => kv.value_of_file(&spill.path)?,
         };
-        Ok(Some(Version { changes, kind, mode, mtime, base, value }))
+        Ok(Some(Version { changes, kind, mode, mtime, value }))
     }
 
     /// Notes that the store has a draft's version.
