@@ -212,8 +212,8 @@ impl Filesystem for Adapter {
             };
             tree.set(ino.0, wanted, file)
         };
-        if size.is_some_and(|size| size > 0) {
-            // It may have to bring in a large value first.
+        if size.is_some_and(|size| size > 0) || self.tree.crowded(ino.0) {
+            // It may have to bring in a large value first, or to wait for the disk.
             let attr = self.shaper();
             self.on(&self.network, reply, ReplyAttr::error, move |reply| match run("setattr", ino.0, work) {
                 Ok(found) => reply.attr(&LONG, &attr(&found)),
@@ -247,22 +247,25 @@ impl Filesystem for Adapter {
     }
 
     fn mkdir(&self, _: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, reply: ReplyEntry) {
-        let result = run("mkdir", parent.0, || self.tree.make_directory(parent.0, name.as_bytes(), mode));
-        self.entry(reply, result);
+        let (tree, name) = (Arc::clone(&self.tree), name.as_bytes().to_vec());
+        let work = move || tree.make_directory(parent.0, &name, mode);
+        self.change_entry("mkdir", parent.0, reply, work);
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        done(reply, run("unlink", parent.0, || self.tree.remove(parent.0, name.as_bytes())));
+        let (tree, name) = (Arc::clone(&self.tree), name.as_bytes().to_vec());
+        self.change("unlink", parent.0, false, reply, move || tree.remove(parent.0, &name));
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        done(reply, run("rmdir", parent.0, || self.tree.remove_directory(parent.0, name.as_bytes())));
+        let (tree, name) = (Arc::clone(&self.tree), name.as_bytes().to_vec());
+        self.change("rmdir", parent.0, false, reply, move || tree.remove_directory(parent.0, &name));
     }
 
     fn symlink(&self, _: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let target = target.as_os_str().as_bytes();
-        let result = run("symlink", parent.0, || self.tree.make_link(parent.0, name.as_bytes(), target));
-        self.entry(reply, result);
+        let (tree, name) = (Arc::clone(&self.tree), name.as_bytes().to_vec());
+        let target = target.as_os_str().as_bytes().to_vec();
+        self.change_entry("symlink", parent.0, reply, move || tree.make_link(parent.0, &name, &target));
     }
 
     fn rename(
@@ -280,11 +283,7 @@ impl Filesystem for Adapter {
             let from = End { parent: parent.0, name: &name };
             tree.rename(from, End { parent: newparent.0, name: &newname }, flags.bits())
         };
-        if self.tree.renaming_takes_long(parent.0) {
-            self.on(&self.disk, reply, ReplyEmpty::error, move |reply| done(reply, run("rename", parent.0, work)));
-        } else {
-            done(reply, run("rename", parent.0, work));
-        }
+        self.change("rename", parent.0, self.tree.renaming_takes_long(parent.0), reply, work);
     }
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -377,11 +376,7 @@ impl Filesystem for Adapter {
         let tree = Arc::clone(&self.tree);
         let by = request.pid();
         let work = move || tree.flush_handle(by, fh.0);
-        if self.tree.flushing_takes_long(fh.0) {
-            self.on(&self.disk, reply, ReplyEmpty::error, move |reply| done(reply, run("flush", ino.0, work)));
-        } else {
-            done(reply, run("flush", ino.0, work));
-        }
+        self.change("flush", ino.0, self.tree.flushing_takes_long(fh.0), reply, work);
     }
 
     fn release(
@@ -396,11 +391,7 @@ impl Filesystem for Adapter {
     ) {
         let tree = Arc::clone(&self.tree);
         let work = move || tree.close(fh.0);
-        if self.tree.flushing_takes_long(fh.0) {
-            self.on(&self.disk, reply, ReplyEmpty::error, move |reply| done(reply, run("release", ino.0, work)));
-        } else {
-            done(reply, run("release", ino.0, work));
-        }
+        self.change("release", ino.0, self.tree.flushing_takes_long(fh.0), reply, work);
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
@@ -507,6 +498,40 @@ impl Filesystem for Adapter {
 }
 
 impl Adapter {
+    /// Makes a change, and answers: here, unless it takes long or the disk does not keep up.
+    fn change(
+        &self,
+        call: &'static str,
+        ino: u64,
+        long: bool,
+        reply: ReplyEmpty,
+        work: impl FnOnce() -> Answer<()> + Send + 'static,
+    ) {
+        if long || self.tree.crowded(ino) {
+            self.on(&self.disk, reply, ReplyEmpty::error, move |reply| done(reply, run(call, ino, work)));
+        } else {
+            done(reply, run(call, ino, work));
+        }
+    }
+
+    /// The same, for what makes a name.
+    fn change_entry(
+        &self,
+        call: &'static str,
+        ino: u64,
+        reply: ReplyEntry,
+        work: impl FnOnce() -> Answer<Attr> + Send + 'static,
+    ) {
+        if !self.tree.crowded(ino) {
+            return self.entry(reply, run(call, ino, work));
+        }
+        let attr = self.shaper();
+        self.on(&self.disk, reply, ReplyEntry::error, move |reply| match run(call, ino, work) {
+            Ok(made) => reply.entry(&LONG, &attr(&made), Generation(0)),
+            Err(error) => reply.error(error),
+        });
+    }
+
     /// Answers from a pool; if that is full, at once with EBUSY.
     fn on<R: Send + 'static>(
         &self,

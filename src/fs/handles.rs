@@ -122,6 +122,17 @@ impl Tree {
         if let Some(Place::Keys(store) | Place::Key(store)) = place { self.sync_store(store) } else { Ok(()) }
     }
 
+    /// Whether the disk of an inode's store does not keep up: an entry may then have to wait for it.
+    pub(crate) fn crowded(&self, ino: u64) -> bool {
+        let place = self.table().place(ino);
+        match place {
+            Some(Place::Keys(store) | Place::Key(store) | Place::HeadsPath(store)) => {
+                self.kv(&store).is_ok_and(|kv| kv.log().database().crowded())
+            }
+            _ => false,
+        }
+    }
+
     pub(crate) fn writing_takes_long(&self, handle: u64) -> bool {
         match self.handle(handle).as_deref() {
             Ok(Handle::File(file)) => file.draft.as_ref().is_some_and(|draft| Self::write_takes_long(draft, file)),

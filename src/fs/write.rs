@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::draft::{Content, Draft, IN_MEMORY, Shape, Spill};
 use super::errno::{self, Answer, Failure};
-use super::inodes::{Attr, Type};
+use super::inodes::{Attr, Seen, Type};
 use super::keys::FileHandle;
 use super::shelf::{self, Kept, Note};
 use super::tree::Tree;
@@ -171,36 +171,43 @@ impl Tree {
 
     /// Publishes a draft that nobody writes any more, and lets go of it. One that can't be published is put aside.
     pub(crate) fn settle(&self, ino: u64, store: StoreId, draft: &Arc<Draft>) -> Answer<()> {
-        let result = self.publish(ino, store, draft).map(drop);
-        let mut table = self.table();
-        let used = {
-            let shape = draft.shape();
-            shape.writers > 0 || (result.is_ok() && shape.shown() && table.see(ino).is_ok_and(|seen| seen.attached))
-        };
-        if used {
+        loop {
+            let result = self.publish(ino, store, draft).map(drop);
+            let mut table = self.table();
+            let seen = table.see(ino)?;
+            let (used, more) = {
+                let shape = draft.shape();
+                (shape.writers > 0 || shape.local, seen.attached && shape.shown())
+            };
+            if used {
+                return result;
+            }
+            if result.is_ok() && more {
+                // Its attributes were set while it was published.
+                continue;
+            }
+            table.clear_draft(ino);
+            drop(table);
+            if let Err(error) = &result {
+                self.put_aside(store, &seen, draft, error);
+            }
             return result;
         }
-        table.clear_draft(ino);
-        drop(table);
-        if let Err(error) = &result {
-            self.put_aside(store, ino, draft, error);
-        }
-        result
     }
 
-    fn put_aside(&self, store: StoreId, ino: u64, draft: &Draft, why: &Failure) {
-        let path = self.table().see(ino).map(|seen| seen.path).unwrap_or_default();
+    fn put_aside(&self, store: StoreId, seen: &Seen, draft: &Draft, why: &Failure) {
         let shape = draft.shape();
-        let note = Note::of(&shape, store, &path);
+        let note = Note::of(&shape, store, &seen.path);
         let aside =
             shelf::keep(self.drafts(), &shape.content, &note, true).and_then(|kept| kept.aside(self.drafts(), &note));
-        let path = String::from_utf8_lossy(&path).into_owned();
+        let path = String::from_utf8_lossy(&seen.path).into_owned();
         match aside {
             Ok(()) => tracing::error!(target: "fs", path, %why, "not published; it is kept: see `lattice status`"),
             Err(error) => tracing::error!(target: "fs", path, %why, %error, "not published, and not kept either"),
         }
         drop(shape);
-        self.notify(super::announce::Notice::Content(ino));
+        self.notify(super::announce::Notice::Content(seen.ino));
+        self.notify(super::announce::Notice::Name(seen.parent, seen.name.to_vec()));
     }
 
     /// Makes a version of what was written, if anything was. Idempotent.
@@ -346,13 +353,19 @@ impl Tree {
         if wanted.mode.is_none() && wanted.mtime.is_none() {
             return self.attr(ino);
         }
-        let shown = Self::shown_draft(seen.draft.as_ref().or(file.and_then(|file| file.draft.as_ref())));
-        if let Some(draft) = shown.filter(|draft| seen.attached && draft.shape().shown() || !seen.attached) {
-            let mut shape = draft.shape();
-            shape.mode = wanted.mode.unwrap_or(shape.mode);
-            shape.mtime = wanted.mtime.unwrap_or(shape.mtime);
-            shape.touched();
-            return Ok(Self::draft_attr(ino, &shape));
+        {
+            // Under the table's lock, so that the draft is not let go of meanwhile.
+            let table = self.table();
+            let own = file.and_then(|file| file.draft.clone());
+            if let Some(draft) = table.draft(ino).or(own) {
+                let mut shape = draft.shape();
+                if shape.shown() || !seen.attached {
+                    shape.mode = wanted.mode.unwrap_or(shape.mode);
+                    shape.mtime = wanted.mtime.unwrap_or(shape.mtime);
+                    shape.touched();
+                    return Ok(Self::draft_attr(ino, &shape));
+                }
+            }
         }
         if seen.attached {
             self.set_attributes(ino, store, wanted)?;
@@ -360,7 +373,7 @@ impl Tree {
         self.attr(ino)
     }
 
-    fn set_fixed(&self, ino: u64, seen: &super::inodes::Seen, wanted: Wanted) -> Answer<Attr> {
+    fn set_fixed(&self, ino: u64, seen: &Seen, wanted: Wanted) -> Answer<Attr> {
         match seen.place {
             // `cp -a` and `rsync -a` set them on the directory that they copy to; it has none that are kept.
             super::inodes::Place::Keys(_) => {

@@ -259,6 +259,12 @@ impl Database {
         Ok(View::new(Stack::default(), txn, &self.shared.path))
     }
 
+    /// Whether so much is staged that [`Database::ready`] may soon have to wait for the disk.
+    #[must_use]
+    pub fn crowded(&self) -> bool {
+        locked(&self.shared.progress).waiting > limits::STAGED_BYTES / 2
+    }
+
     /// Waits while too much is staged, and says whether writes are taken: an error once a commit has failed.
     /// To be called before each write, holding no lock that an `on_durable` hook takes.
     ///

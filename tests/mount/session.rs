@@ -3,8 +3,10 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use lattice::fs::{MountError, Options, mount, recovered};
+use lattice::replication::membership::Role;
 
 use crate::world::{World, eventually};
 
@@ -146,16 +148,20 @@ fn what_was_synced_and_closed_and_not_published_yet_is_published_after_a_crash()
 
 #[test]
 fn a_reader_is_refused_at_open() {
-    let world = World::new();
-    let change = lattice::stores::root::Op::AddMember {
-        node: world.here.id(),
-        name: "here".into(),
-        role: lattice::replication::membership::Role::Reader,
-    };
-    world.sh("echo x > f");
-    world.here.registry.root().submit(&[change], lattice::replication::log::Origin::Local).unwrap();
-    let error = OpenOptions::new().append(true).open(world.key("f")).unwrap_err();
+    let world = World::with(Role::Reader);
+    world.here.put("f", b"x");
+    world.there.pull(&world.here);
+    let mut sources = world.sources();
+    sources.registry = Arc::new(Some(Arc::clone(&world.there.registry)).into());
+    sources.drafts = world.dir.path().join("others drafts");
+    let other = world.dir.path().join("other");
+    fs::create_dir(&other).unwrap();
+    let mounted = mount(&other, sources, Options::default()).unwrap();
+    let key = |name: &str| other.join("stores/home/keys").join(name);
+    let error = OpenOptions::new().append(true).open(key("f")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EROFS));
-    assert_eq!(File::create(world.key("g")).unwrap_err().raw_os_error(), Some(libc::EROFS));
-    assert_eq!(world.sh("cat f"), "x\n");
+    assert_eq!(File::create(key("g")).unwrap_err().raw_os_error(), Some(libc::EROFS));
+    assert_eq!(fs::remove_file(key("f")).unwrap_err().raw_os_error(), Some(libc::EROFS));
+    assert_eq!(fs::read(key("f")).unwrap(), b"x");
+    mounted.unmount().unwrap();
 }

@@ -175,6 +175,11 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new() -> Self {
+        Self::with(Role::Writer)
+    }
+
+    /// The machine without a mount has this role.
+    pub(crate) fn with(role: Role) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let number = || SigningKey::from_bytes(&[NEXT.fetch_add(1, Ordering::SeqCst); 32]);
         let (mine, other) = (Arc::new(number()), Arc::new(number()));
@@ -190,7 +195,7 @@ impl World {
         };
         let here = open("here", &mine);
         let there = open("there", &other);
-        let join = RootOp::AddMember { node: there.id(), name: "there".into(), role: Role::Writer };
+        let join = RootOp::AddMember { node: there.id(), name: "there".into(), role };
         here.registry.root().submit(&[join], Origin::Local).unwrap();
         there.pull(&here);
         let at = dir.path().join("mesh");
