@@ -20,6 +20,7 @@ use crate::mesh::{self, Context, Founded, Mesh, MeshError};
 use crate::net::iroh::{Node, Options, Relays};
 use crate::peers::{Peer, Peers};
 use crate::replication::membership::Role;
+use crate::replication::replica::Snapshot;
 use crate::stores::Registry;
 
 /// How long a store may take to open after it was declared.
@@ -246,6 +247,10 @@ impl Host for Daemon {
 
     fn peers(&self) -> Vec<Peer> {
         Members(self.mesh.clone()).peers()
+    }
+
+    fn replication(&self) -> Option<Arc<Snapshot>> {
+        self.mesh.load().as_ref().map(|mesh| mesh.snapshot())
     }
 
     async fn init_mesh(&self, name: String) -> Result<(), Failure> {

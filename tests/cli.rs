@@ -351,6 +351,24 @@ fn a_token_that_does_not_fit_is_refused_with_a_sentence_of_its_own() {
 }
 
 #[test]
+fn a_join_that_waits_returns_when_all_has_come() {
+    let inviter = with_mesh();
+    let large = vec![7u8; 200_000];
+    for n in 0..500 {
+        std::fs::write(inviter.key(&format!("file{n}")), n.to_string()).unwrap();
+    }
+    std::fs::write(inviter.key("large"), &large).unwrap();
+    let token = inviter.lattice(&["mesh", "invite"]);
+    let joiner = Node::here();
+    joiner.up();
+    joiner.lattice(&["mesh", "join", token.trim(), "--wait"]);
+    assert_eq!(std::fs::read_to_string(joiner.key("file499")).unwrap(), "499");
+    assert!(std::fs::read(joiner.key("large")).unwrap() == large, "the content differs");
+    let home = json(&joiner, &["store", "status", "home"]);
+    assert_eq!((&home["keys"], &home["missing_entries"], &home["missing_blobs"]), (&501.into(), &0.into(), &0.into()));
+}
+
+#[test]
 fn in_the_foreground_a_node_tells_its_manager_and_stops_in_order() {
     let node = Node::here();
     let socket = node.mount().with_file_name("notify");

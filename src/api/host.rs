@@ -11,6 +11,7 @@ use crate::clock::Millis;
 use crate::ids::{MeshId, NodeId};
 use crate::peers::Peer;
 use crate::replication::membership::Role;
+use crate::replication::replica::Snapshot;
 use crate::stores::Registry;
 
 /// A running node.
@@ -70,6 +71,9 @@ pub trait Host: Send + Sync + 'static {
 
     /// The members as this node sees them, by name; empty without a mesh.
     fn peers(&self) -> Vec<Peer>;
+
+    /// How far replication is; `None` without a mesh.
+    fn replication(&self) -> Option<Arc<Snapshot>>;
 
     /// Founds a mesh. Returns when it is durable.
     async fn init_mesh(&self, name: String) -> Result<(), Failure>;

@@ -22,6 +22,7 @@ use crate::ids::Hash;
 use crate::replication::database::{DatabaseError, Flow};
 use crate::replication::entry::Entry;
 use crate::replication::log::Log;
+use crate::replication::replica::Snapshot;
 use crate::stores::registry::StoreInfo;
 use crate::stores::{Registry, describe};
 
@@ -76,10 +77,16 @@ impl From<DatabaseError> for Failure {
 pub(super) async fn list(host: &Arc<dyn Host>) -> Result<Vec<Store>, Failure> {
     let Some(registry) = host.registry() else { return Ok(Vec::new()) };
     let files = host.about().data.join("meshes").join(registry.mesh().to_string()).join("stores");
-    blocking(move || registry.stores().into_iter().map(|info| counted(&registry, info, &files)).collect()).await
+    let replication = host.replication().unwrap_or_default();
+    blocking(move || {
+        let stores = registry.stores().into_iter();
+        stores.map(|info| counted(&registry, info, &files, &replication)).collect()
+    })
+    .await
 }
 
-fn counted(registry: &Registry, info: StoreInfo, files: &Path) -> Result<Store, Failure> {
+fn counted(registry: &Registry, info: StoreInfo, files: &Path, replication: &Snapshot) -> Result<Store, Failure> {
+    let far = replication.stores.get(&info.id).cloned().unwrap_or_default();
     let file = std::fs::metadata(files.join(format!("{}.redb", info.id)));
     let mut store = Store {
         id: info.id.0.to_vec(),
@@ -87,6 +94,8 @@ fn counted(registry: &Registry, info: StoreInfo, files: &Path) -> Result<Store, 
         kind: info.kind,
         damaged: info.damaged,
         bytes: file.map_or(0, |file| file.len()),
+        missing_entries: far.missing,
+        settled: far.settled,
         ..Store::default()
     };
     if let Some(log) = registry.log(&info.id) {

@@ -35,7 +35,8 @@ pub(super) fn store(store: &wire::Store) -> Value {
     json!({
         "id": hex(&store.id), "name": store.name, "kind": store.kind, "damaged": store.damaged,
         "entries": store.entries, "keys": store.keys, "conflicts": store.conflicts,
-        "missing_blobs": store.missing_blobs, "bytes": store.bytes,
+        "missing_entries": store.missing_entries, "missing_blobs": store.missing_blobs, "settled": store.settled,
+        "bytes": store.bytes,
     })
 }
 

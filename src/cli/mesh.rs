@@ -11,6 +11,9 @@ use super::{Context, Ended, json};
 use crate::api::Failure;
 use crate::api::wire::{InitRequest, InviteRequest, JoinRequest, LeaveRequest, MeshInfo, StatusRequest};
 
+/// How often it is asked how far the first sync is.
+const POLL: Duration = Duration::from_millis(50);
+
 /// Found, join and leave a mesh
 #[derive(Debug, Subcommand)]
 pub(super) enum Mesh {
@@ -64,8 +67,10 @@ pub(super) struct Invite {
 const JOIN: &str = "\
 Examples:
   lattice mesh join TOKEN
+  lattice mesh join TOKEN --wait
 
-Returns when the members and the list of stores are here; what the stores hold follows by itself.";
+Returns when the members and the list of stores are here; what the stores hold follows by itself. With --wait it returns
+when that has come too.";
 
 /// Join the mesh that a token is for
 #[derive(Debug, Args)]
@@ -73,6 +78,9 @@ Returns when the members and the list of stores are here; what the stores hold f
 pub(super) struct Join {
     /// What `lattice mesh invite` printed
     token: String,
+    /// Return when all that the members hold has come
+    #[arg(long)]
+    wait: bool,
 }
 
 const LEAVE: &str = "\
@@ -158,9 +166,39 @@ impl Join {
                 progress.say(&step.doing, &how_far);
             }
         }
-        drop(progress);
         let mesh = mesh.ok_or_else(no_answer)?;
+        if self.wait {
+            first_sync(context, &mut progress).await?;
+        }
+        drop(progress);
         context.output.either(&json::mesh(&mesh), format!("joined {}", described(&mesh)))
+    }
+}
+
+/// Waits until every store that can be used here has all that the connected members hold.
+async fn first_sync(context: &Context, progress: &mut Progress) -> Result<(), Failure> {
+    let mut node = context.client().await?.node();
+    loop {
+        let status = node.status(StatusRequest {}).await?.into_inner();
+        let mut stores = status.stores.iter().filter(|store| store.damaged.is_none());
+        let Some(store) = stores.find(|store| !store.settled || store.missing_entries > 0 || store.missing_blobs > 0)
+        else {
+            return Ok(());
+        };
+        let (here, all) = (store.entries, store.entries + store.missing_entries);
+        let how_far = match (store.missing_entries, store.missing_blobs) {
+            (0, 0) => String::new(),
+            (0, blobs) => format!("{blobs} large values to come"),
+            _ => format!("{here} of {all} entries"),
+        };
+        let online = status.mesh.is_some_and(|mesh| mesh.online > 0);
+        let doing = if online {
+            format!("receiving {}", escaped(store.name.as_bytes()))
+        } else {
+            "waiting for a member to be online".into()
+        };
+        progress.say(&doing, &how_far);
+        tokio::time::sleep(POLL).await;
     }
 }
 

@@ -167,7 +167,7 @@ fn confirmed(name: &str) -> bool {
 
 fn described(store: &wire::Store) -> String {
     let mut text = format!(
-        "{}\n  kind       {}\n  id         {}\n  entries    {}\n  keys       {}\n  conflicts  {}\n  file       {}\n  blobs      {}",
+        "{}\n  kind       {}\n  id         {}\n  entries    {}\n  keys       {}\n  conflicts  {}\n  file       {}\n  state      {}",
         escaped(store.name.as_bytes()),
         store.kind,
         hex(&store.id),
@@ -175,7 +175,7 @@ fn described(store: &wire::Store) -> String {
         store.keys,
         store.conflicts,
         size(store.bytes),
-        if store.missing_blobs == 0 { "all here".into() } else { format!("{} not here yet", store.missing_blobs) },
+        state(store),
     );
     if let Some(damaged) = &store.damaged {
         text.push_str("\n  damaged    ");
@@ -184,16 +184,22 @@ fn described(store: &wire::Store) -> String {
     text
 }
 
+/// What is still to come, for people.
+fn state(store: &wire::Store) -> String {
+    match (&store.damaged, store.missing_entries, store.missing_blobs) {
+        (Some(_), ..) => "damaged".into(),
+        (None, 0, 0) => "ok".into(),
+        (None, 0, blobs) => format!("{blobs} large values to come"),
+        (None, entries, _) => format!("{entries} entries to come"),
+    }
+}
+
 /// Prints the stores, a line each.
 pub(super) fn table(context: &Context, stores: &[wire::Store]) -> Ended {
     let rows: Vec<_> = stores
         .iter()
         .map(|store| {
-            let state = match (&store.damaged, store.missing_blobs) {
-                (Some(_), _) => "damaged".to_owned(),
-                (None, 0) => "ok".to_owned(),
-                (None, missing) => format!("{missing} blobs to come"),
-            };
+            let state = state(store);
             [
                 escaped(store.name.as_bytes()),
                 store.kind.clone(),
