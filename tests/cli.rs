@@ -217,7 +217,8 @@ fn a_reader_that_goes_away_is_no_failure() {
 #[test]
 fn a_watch_prints_changes_as_they_come_and_ends_with_the_node() {
     let node = with_mesh();
-    let mut watch = node.command(&["kv", "watch", "w/", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut watch =
+        node.command(&["kv", "watch", "w/", "--json"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let stdout = BufReader::new(watch.stdout.take().unwrap());
     let (heard, changes) = std::sync::mpsc::channel::<Value>();
     let reader = std::thread::spawn(move || {
