@@ -12,7 +12,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 
 use super::inodes::join;
 use super::keys::kind;
@@ -24,6 +25,9 @@ use crate::stores::Registry;
 
 /// How often the set of stores is looked at, and what had to be put off is tried again.
 const TICK: Duration = Duration::from_millis(200);
+
+/// How long a change from elsewhere may wait while a program writes here.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// Something to tell the kernel.
 #[derive(Debug)]
@@ -60,6 +64,35 @@ pub(crate) fn run(tree: &Tree, notifier: &Notifier, queue: &Receiver<Notice>, no
     }
 }
 
+/// Passes on what is included, but for what came through the mount: the kernel knows that already.
+fn listen(mut events: broadcast::Receiver<Arc<Event>>, notices: &Sender<Notice>) {
+    loop {
+        let mut next = match events.blocking_recv() {
+            Ok(event) => Ok(event),
+            Err(RecvError::Lagged(_)) => Err(TryRecvError::Lagged(0)),
+            Err(RecvError::Closed) => return,
+        };
+        let mut mine = true;
+        loop {
+            let notice = match next {
+                Ok(event) if event.origin == Origin::Mount => None,
+                Ok(event) => Some(Notice::Event(event)),
+                Err(TryRecvError::Lagged(_)) => Some(Notice::Lagged),
+                Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+            };
+            mine &= notice.is_none();
+            if notice.is_some_and(|notice| notices.send(notice).is_err()) {
+                return;
+            }
+            next = events.try_recv();
+        }
+        if mine {
+            // A program is writing here: to be woken for each of its files would slow it down.
+            std::thread::park_timeout(PAUSE);
+        }
+    }
+}
+
 struct Herald<'a> {
     tree: &'a Tree,
     notifier: &'a Notifier,
@@ -77,20 +110,9 @@ impl Herald<'_> {
             return;
         }
         if let Some(registry) = &now {
-            let mut events = registry.events();
+            let events = registry.events();
             let notices = notices.clone();
-            let listener = std::thread::Builder::new().name("fs-events".into()).spawn(move || {
-                loop {
-                    let notice = match events.blocking_recv() {
-                        Ok(event) => Notice::Event(event),
-                        Err(RecvError::Lagged(_)) => Notice::Lagged,
-                        Err(RecvError::Closed) => return,
-                    };
-                    if notices.send(notice).is_err() {
-                        return;
-                    }
-                }
-            });
+            let listener = std::thread::Builder::new().name("fs-events".into()).spawn(move || listen(events, &notices));
             if let Err(error) = listener {
                 tracing::error!(target: "fs", %error, "changes from elsewhere will be seen late");
                 return;

@@ -67,7 +67,10 @@ impl Tree {
         let kind = match &draft {
             Some(draft) => Some(draft.shape().kind),
             None if out => None,
-            None => kv.node(&path)?.map(|node| keys::kind(&node)),
+            None => match heads.as_ref().and_then(Heads::node) {
+                Some(node) => Some(keys::kind(&node)),
+                None => kv.node(&path)?.map(|node| keys::kind(&node)),
+            },
         };
         Ok(Target { ino, path, kind, draft, heads })
     }

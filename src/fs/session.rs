@@ -75,7 +75,9 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { everyone: false, threads: 3 }
+        // More threads than cores only add wake-ups, which are what a call on the mount costs.
+        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        Self { everyone: false, threads: cores.clamp(2, 4) }
     }
 }
 

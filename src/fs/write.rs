@@ -213,6 +213,12 @@ impl Tree {
     /// Makes a version of what was written, if anything was. Idempotent.
     pub(crate) fn publish(&self, ino: u64, store: StoreId, draft: &Draft) -> Answer<Option<Receipt>> {
         let _one = super::tree::locked(&draft.publishing);
+        {
+            let shape = draft.shape();
+            if !shape.dirty() && !shape.new {
+                return Ok(None);
+            }
+        }
         let kv = self.kv(&store)?;
         let Some(version) = Self::version(&kv, draft)? else { return Ok(None) };
         let _names = self.names.read().unwrap_or_else(std::sync::PoisonError::into_inner);
