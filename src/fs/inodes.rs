@@ -116,6 +116,8 @@ pub(crate) struct Seen {
     pub(crate) bump: Option<i64>,
     pub(crate) draft: Option<Arc<Draft>>,
     pub(crate) last: Option<Attr>,
+    /// Whether something has it open.
+    pub(crate) open: bool,
     /// The names from the top of the store (`keys`, or its `/.heads`) to here, joined by `/`.
     pub(crate) path: Vec<u8>,
 }
@@ -184,6 +186,7 @@ impl Inodes {
             bump: inode.bump,
             draft: inode.draft.clone(),
             last: inode.last,
+            open: inode.pins > 0,
             path: self.path(ino),
         })
     }

@@ -146,11 +146,13 @@ impl Tree {
         if !seen.attached {
             return seen.last.map(|last| Attr { ino: seen.ino, ..last }).ok_or(errno::STALE);
         }
-        let node = self.kv(&store)?.node(&seen.path)?.ok_or(errno::MISSING)?;
-        if kind(&node) != seen.kind {
-            return Err(errno::STALE);
+        // Just removed elsewhere, and the kernel not told yet: whoever has it open goes on as if it had been removed here.
+        let before = seen.last.filter(|_| seen.open).map(|last| Attr { ino: seen.ino, ..last });
+        match self.kv(&store)?.node(&seen.path)? {
+            Some(node) if kind(&node) == seen.kind => Ok(self.node_attr(seen.ino, &node, seen.bump)),
+            Some(_) => before.ok_or(errno::STALE),
+            None => before.ok_or(errno::MISSING),
         }
-        Ok(self.node_attr(seen.ino, &node, seen.bump))
     }
 
     /// Where a key that is a symbolic link points.
