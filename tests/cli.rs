@@ -388,3 +388,49 @@ fn in_the_foreground_a_node_tells_its_manager_and_stops_in_order() {
     assert!(daemon.wait().unwrap().success());
     assert!(!node.mount().join("README").exists(), "the mount outlived the node");
 }
+
+/// Runs a script as an ordinary user, who has the programs in `bin/` and may use FUSE, in a mount namespace of its own.
+fn as_user(dir: &Path, fuse_mode: &str, script: &str) -> Output {
+    const USER: &str = "65534";
+    let programs = Path::new(env!("CARGO_BIN_EXE_lattice")).parent().unwrap();
+    let setup = format!(
+        "set -e; cd {dir}; mkdir -p bin; mount --bind {programs} bin; rm -f fuse; mknod -m {fuse_mode} fuse c 10 229; \
+         mount --bind fuse /dev/fuse; chown {USER}:{USER} .; \
+         exec setpriv --reuid={USER} --regid={USER} --clear-groups sh -eu -c '{script}'",
+        dir = dir.display(),
+        programs = programs.display(),
+    );
+    std::process::Command::new("unshare")
+        .args(["--mount", "sh", "-c", &setup])
+        .env("HOME", dir)
+        .env("PATH", format!("{}/bin:{}", dir.display(), std::env::var("PATH").unwrap()))
+        .env_remove("LATTICE_DATA")
+        .env_remove("XDG_DATA_HOME")
+        .env("LATTICE_LISTEN", "127.0.0.1:0")
+        .env("LATTICE_MDNS", "false")
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn an_ordinary_user_mounts_writes_and_comes_back_after_a_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = as_user(
+        dir.path(),
+        "666",
+        "lattice up >&2; lattice mesh init >&2; echo hello > ~/mesh/stores/home/keys/greeting; sync ~/mesh/stores/home/keys/greeting
+         kill -9 $(cat .local/share/lattice/lock)
+         lattice up >&2; cat ~/mesh/stores/home/keys/greeting; lattice down >&2; ls ~/mesh",
+    );
+    assert_eq!(out(&output), "hello\n", "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success());
+}
+
+#[test]
+fn a_fuse_device_that_is_closed_to_the_user_is_told_with_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = as_user(dir.path(), "600", "lattice up");
+    assert_eq!(output.status.code(), Some(REFUSED));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("chmod 666 /dev/fuse"), "{said}");
+}

@@ -31,7 +31,7 @@ impl Client {
         // One call may follow another on this connection; it is never made anew, since the node may be another then.
         let mut stream = Some(TokioIo::new(stream));
         let connector = tower::service_fn(move |_| {
-            let stream = stream.take().ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionReset));
+            let stream = stream.take().ok_or_else(|| io::Error::other("the node stopped"));
             async move { stream }
         });
         let channel = Endpoint::from_static("http://lattice").connect_with_connector(connector).await;

@@ -143,6 +143,8 @@ impl From<Status> for Failure {
             Code::Unimplemented => {
                 (Kind::Failed, "the running node is of a version that does not know this command".to_owned())
             }
+            // Not sent by the service: the connection broke.
+            Code::Unknown | Code::Cancelled => (Kind::Unavailable, "the node stopped before it answered".to_owned()),
             Code::Internal => (Kind::Failed, status.message().to_owned()),
             _ => (Kind::Failed, format!("the node's answer broke off: {}", status.message())),
         };

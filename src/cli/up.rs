@@ -176,9 +176,9 @@ async fn running(context: &Context, flags: &Flags) -> Result<(Client, bool), Fai
     let began = monotonic();
     let mut progress = Progress::new(&context.output);
     loop {
-        match context.client().await {
+        match answering(context).await {
             Ok(client) => return Ok((client, false)),
-            Err(failure) if failure.kind != Kind::NotRunning => return Err(failure),
+            Err(failure) if !matches!(failure.kind, Kind::NotRunning | Kind::Unavailable) => return Err(failure),
             Err(_) if in_use(&context.data).is_none() => {
                 start(context, flags).await?;
                 return Ok((context.client().await?, true));
@@ -191,6 +191,13 @@ async fn running(context: &Context, flags: &Flags) -> Result<(Client, bool), Fai
             }
         }
     }
+}
+
+/// A client of a node that answers: one that was just killed still has a socket for a moment.
+async fn answering(context: &Context) -> Result<Client, Failure> {
+    let client = context.client().await?;
+    client.node().status(StatusRequest {}).await?;
+    Ok(client)
 }
 
 async fn start(context: &Context, flags: &Flags) -> Result<(), Failure> {

@@ -121,6 +121,11 @@ fn as_user(at: &Path, everyone: bool) -> Result<OwnedFd, MountError> {
     if !Path::new("/dev/fuse").exists() {
         return Err(MountError::NoDevice);
     }
+    // The helper opens it as this user, too, and its words would not say what to do.
+    if File::options().read(true).write(true).open("/dev/fuse").is_err() {
+        let why = "/dev/fuse is closed to this user; open it, as root, with: chmod 666 /dev/fuse";
+        return Err(MountError::NotAllowed(why.into()));
+    }
     let io = |error: Errno| MountError::io(at, error.into());
     let kind = SockType::Stream;
     // The helper's end must outlive exec; ours must not reach it.
