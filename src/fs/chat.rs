@@ -29,7 +29,10 @@ pub(crate) struct RoomHandle {
 
 /// Rooms as they were rendered last, with the state of the store that they show.
 #[derive(Debug, Default)]
-pub(crate) struct Rendered(Mutex<BTreeMap<String, (u64, Arc<Vec<u8>>)>>);
+pub(crate) struct Rendered(Mutex<BTreeMap<String, Rendering>>);
+
+/// The state of the store that a text shows, and the text.
+type Rendering = (u64, Arc<Vec<u8>>);
 
 fn chat(tree: &Tree) -> Answer<Arc<Chat>> {
     tree.registry().and_then(|registry| registry.chat()).ok_or(NO_CHAT)
