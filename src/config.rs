@@ -7,6 +7,7 @@ mod directory;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -132,7 +133,12 @@ impl ConfigError {
     #[must_use]
     pub fn hint(&self) -> String {
         match self {
-            Self::Unreadable { path, .. } => format!("make {} readable to you, or remove it", path.display()),
+            Self::Unreadable { path, source } => match path.parent() {
+                Some(data) if source.kind() == ErrorKind::PermissionDenied && std::fs::metadata(path).is_err() => {
+                    format!("{} is another user's: run this as that user, or choose another --data", data.display())
+                }
+                _ => format!("make {} readable to you, or remove it", path.display()),
+            },
             Self::Syntax { path, line, .. } => {
                 format!("correct line {line} of {}: a setting is `name = \"value\"`", path.display())
             }
@@ -296,13 +302,19 @@ fn relays(text: &str) -> Result<Relays, String> {
 }
 
 fn read_file(path: &Path) -> Result<Given, ConfigError> {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Given::new()),
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        // Where no data directory can be is told when it is made.
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(Given::new()),
         Err(source) => return Err(ConfigError::Unreadable { path: path.into(), source }),
     };
-    let line = |offset: usize| text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count() + 1;
-    let table = toml::de::DeTable::parse(&text).map_err(|error| ConfigError::Syntax {
+    let line = |offset: usize| bytes.iter().take(offset).filter(|byte| **byte == b'\n').count() + 1;
+    let text = std::str::from_utf8(&bytes).map_err(|error| ConfigError::Syntax {
+        path: path.into(),
+        line: line(error.valid_up_to()),
+        message: "this is no text in UTF-8".into(),
+    })?;
+    let table = toml::de::DeTable::parse(text).map_err(|error| ConfigError::Syntax {
         path: path.into(),
         line: line(error.span().map_or(0, |span| span.start)),
         message: error.message().lines().collect::<Vec<_>>().join(", "),
@@ -402,6 +414,9 @@ mod tests {
         let (error, hint) = said("listen = \"here\"\n");
         assert!(error.starts_with("config.toml:1: listen = 'here': an address and a port are meant"), "{error}");
         assert_eq!(hint, "correct line 1 of config.toml");
+        let (error, hint) = said("name = \"a\"\nlisten = \"\u{0}\"\n");
+        assert!(error.starts_with("config.toml:2: "), "{error}");
+        assert!(hint.starts_with("correct line 2 of config.toml"), "{hint}");
         let (error, _) = said("name = 7\n");
         assert_eq!(error, "config.toml:1: name = …: a string is meant, not a integer");
     }

@@ -15,13 +15,17 @@ use crate::blobs::Blobs;
 use crate::clock::{self, Millis};
 use crate::config::{self, Directory, Settings};
 use crate::fs::{self, Mounted, Sources};
-use crate::ids::NodeId;
-use crate::mesh::{self, Context, Founded, Mesh, MeshError};
+use crate::ids::{MeshId, NodeId};
+use crate::mesh::{self, Context, Founded, Mesh, MeshError, There};
 use crate::net::iroh::{Node, Options, Relays};
+use crate::net::join::{JoinError, Refusal};
+use crate::net::ticket::{Ticket, TicketError};
 use crate::peers::{Peer, Peers};
+use crate::replication::database::DatabaseError;
 use crate::replication::membership::Role;
 use crate::replication::replica::Snapshot;
-use crate::stores::Registry;
+use crate::stores::root::RootError;
+use crate::stores::{Registry, RegistryError};
 
 /// How long a store may take to open after it was declared.
 const OPENING: Duration = Duration::from_secs(10);
@@ -89,7 +93,8 @@ impl Daemon {
         options.listen.set_port(kept.unwrap_or(options.listen.port()));
         let node = Node::bind(&key, &options, vec![blobs.protocol()]).await.map_err(Failure::refused)?;
         blobs.attach(&node);
-        if settings.listen.port() == 0 {
+        // Written only when it is new: a start must not need room on the disk.
+        if settings.listen.port() == 0 && directory.port() != Some(node.port()) {
             directory.keep_port(node.port()).map_err(disk)?;
         }
         let context = Context {
@@ -111,8 +116,13 @@ impl Daemon {
             changing: tokio::sync::Mutex::default(),
             stop: CancellationToken::new(),
         });
-        if let Some(id) = mesh::find(&daemon.context.meshes).map_err(failure)? {
-            daemon.open(Founded(id)).await?;
+        let opened = match mesh::find(&daemon.context.meshes).map_err(failure)? {
+            Some(There::Whole(mesh)) => daemon.open(mesh).await,
+            Some(There::Rootless(_)) | None => Ok(()),
+        };
+        if let Err(failure) = opened {
+            daemon.leave_network().await;
+            return Err(failure);
         }
         Ok(daemon)
     }
@@ -140,6 +150,10 @@ impl Daemon {
         if let Some(mesh) = self.mesh.swap(None) {
             mesh.close().await;
         }
+        self.leave_network().await;
+    }
+
+    async fn leave_network(&self) {
         self.context.node.shutdown().await;
         if let Err(error) = self.context.blobs.shutdown().await {
             tracing::error!(target: "daemon", %error, "closing the large values");
@@ -168,6 +182,31 @@ impl Daemon {
         }
     }
 
+    /// A mesh whose stores are here and whose root store is gone.
+    fn rootless(&self) -> Result<Option<MeshId>, Failure> {
+        match mesh::find(&self.context.meshes).map_err(failure)? {
+            Some(There::Rootless(id)) => Ok(Some(id)),
+            Some(There::Whole(_)) | None => Ok(None),
+        }
+    }
+
+    fn refuse_beside(&self, rootless: MeshId) -> Failure {
+        let file = Registry::root_file(&self.context.meshes.join(rootless.to_string()), rootless);
+        Failure::refused(format!("this directory holds stores of a mesh whose root store, {}, is gone", file.display()))
+            .hint("put it back, or join that mesh again with a new token of it; or use another data directory")
+    }
+
+    /// Where this node is mounted. What others unmounted is not.
+    fn alive(&self) -> Vec<PathBuf> {
+        locked(&self.mounts).iter().filter(|(_, (_, mounted))| mounted.alive()).map(|(at, _)| at.clone()).collect()
+    }
+
+    /// Ends what others unmounted.
+    async fn bury(&self) -> Result<(), Failure> {
+        let gone: Vec<_> = locked(&self.mounts).extract_if(.., |_, (_, mounted)| !mounted.alive()).collect();
+        tokio::task::spawn_blocking(move || drop(gone)).await.map_err(Failure::failed)
+    }
+
     fn drafts(&self, number: u32) -> PathBuf {
         self.directory.drafts().join(number.to_string())
     }
@@ -175,11 +214,34 @@ impl Daemon {
     fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if let Some(mesh) = self.mesh.load_full() {
-            for store in mesh.registry().stores() {
-                if let Some(why) = store.damaged {
+            let stores = mesh.registry().stores();
+            for store in &stores {
+                if let Some(why) = &store.damaged {
                     warnings.push(format!("the store '{}' can't be used: {why}", store.name));
                 }
             }
+            for log in mesh.registry().logs() {
+                let name = stores.iter().find(|store| store.id == log.store()).map_or("root", |store| &store.name);
+                if let Some(trouble) = log.database().trouble() {
+                    warnings.push(format!("the store '{name}' takes no writes: {trouble}; {}", trouble.hint()));
+                }
+                if log.is_regaining() {
+                    warnings.push(format!(
+                        "the file of the store '{name}' was lost: nothing is written to it before another member is online"
+                    ));
+                }
+            }
+        } else if let Ok(Some(rootless)) = self.rootless() {
+            let Failure { message, hint, .. } = self.refuse_beside(rootless);
+            warnings.push(format!("{message}: {}", hint.unwrap_or_default()));
+        }
+        if let Some(free) = fs::scarce(self.directory.path()) {
+            warnings.push(format!(
+                "the disk of {} has {} MiB left: the mount takes no more until there are {}",
+                self.directory.path().display(),
+                free >> 20,
+                fs::SPARE >> 20
+            ));
         }
         let unpublished = (0..).map(|number| self.drafts(number)).take_while(|drafts| drafts.exists());
         for file in unpublished.flat_map(|drafts| fs::recovered(&drafts)) {
@@ -192,13 +254,24 @@ impl Daemon {
 
 fn failure(error: MeshError) -> Failure {
     match &error {
-        MeshError::Ticket(_) => {
+        MeshError::Ticket(TicketError::Version(_)) => {
+            Failure::refused(&error).hint("install the newer lattice on this machine")
+        }
+        MeshError::Ticket(TicketError::NotATicket | TicketError::Typo) => {
             Failure::refused(&error).hint("copy the whole token, one line, as `lattice mesh invite` printed it")
         }
-        MeshError::Join(crate::net::join::JoinError::Unreachable { .. }) => {
-            Failure { kind: Kind::Unavailable, ..Failure::failed(&error) }
+        MeshError::Join(JoinError::Unreachable { .. }) => Failure::new(Kind::Unavailable, &error),
+        MeshError::Join(JoinError::Refused(Refusal::Busy)) => Failure::new(Kind::Unavailable, &error),
+        MeshError::Root(RootError::Submit(error)) => error.into(),
+        MeshError::Root(RootError::Database(error)) | MeshError::Database(error) => error.into(),
+        MeshError::Registry(RegistryError::Database(error @ DatabaseError::Corrupt { .. })) => {
+            Failure::failed(format!("the mesh's root store can't be used: {error}")).hint(
+                "put it back from a backup; or move that file away, `lattice up`, and join the mesh again with a new \
+                 token of it: the other stores are kept",
+            )
         }
-        MeshError::Join(crate::net::join::JoinError::Refused(_))
+        MeshError::Registry(RegistryError::Database(error)) => error.into(),
+        MeshError::Join(JoinError::Refused(_))
         | MeshError::NotAllowed { .. }
         | MeshError::StoreExists(_)
         | MeshError::ChatExists(_)
@@ -206,9 +279,8 @@ fn failure(error: MeshError) -> Failure {
         | MeshError::Genesis(_)
         | MeshError::Root(_) => Failure::refused(&error),
         MeshError::NoStore(_) => Failure::not_found(&error).hint("`lattice store list` shows the stores"),
-        MeshError::Join(crate::net::join::JoinError::Protocol(_))
+        MeshError::Join(JoinError::Protocol(_))
         | MeshError::Welcome(_)
-        | MeshError::Database(_)
         | MeshError::Registry(_)
         | MeshError::Io { .. }
         | MeshError::Blob(_) => Failure::failed(&error),
@@ -230,7 +302,7 @@ impl Host for Daemon {
             data: self.directory.path().to_owned(),
             started: self.started,
             listening: self.context.node.addresses().iter().map(ToString::to_string).collect(),
-            mounts: locked(&self.mounts).keys().cloned().collect(),
+            mounts: self.alive(),
             warnings: self.warnings(),
             forks: self.mesh.load().as_ref().map_or(0, |mesh| mesh.forks()),
         }
@@ -256,6 +328,9 @@ impl Host for Daemon {
     async fn init_mesh(&self, name: String) -> Result<(), Failure> {
         let _one = self.changing.lock().await;
         self.refuse_second_mesh()?;
+        if let Some(rootless) = self.rootless()? {
+            return Err(self.refuse_beside(rootless));
+        }
         let founded = mesh::new(&self.context, &name).await.map_err(failure)?;
         self.open(founded).await
     }
@@ -267,6 +342,11 @@ impl Host for Daemon {
             // Whoever asked may have gone: joining goes on.
             drop(progress.try_send(Progress { doing: doing.to_owned(), done: 0, total: 0 }));
         };
+        if let Some(rootless) = self.rootless()?
+            && token.parse().is_ok_and(|ticket: Ticket| ticket.mesh != rootless)
+        {
+            return Err(self.refuse_beside(rootless));
+        }
         tell("asking a member to be let in");
         let founded = mesh::join(&self.context, &token).await.map_err(failure)?;
         tell("opening the stores");
@@ -305,7 +385,8 @@ impl Host for Daemon {
 
     async fn mount(&self, path: &Path) -> Result<(), Failure> {
         let _one = self.mounting.lock().await;
-        if locked(&self.mounts).contains_key(path) {
+        self.bury().await?;
+        if self.alive().iter().any(|mount| fs::same_place(mount, path)) {
             return Ok(());
         }
         // Each mount has drafts of its own. They go by number, so that what a mount left is found by the next, wherever it is.
@@ -321,13 +402,15 @@ impl Host for Daemon {
         let at = path.to_owned();
         let mounted = tokio::task::spawn_blocking(move || fs::mount(&at, sources, fs::Options::default())).await;
         let mounted = mounted.map_err(Failure::failed)?.map_err(Failure::refused)?;
-        locked(&self.mounts).insert(path.to_owned(), (free, mounted));
+        locked(&self.mounts).insert(mounted.at().to_owned(), (free, mounted));
         Ok(())
     }
 
     async fn unmount(&self, path: &Path) -> Result<(), Failure> {
-        let Some((_, mounted)) = locked(&self.mounts).remove(path) else {
-            return Err(Failure::not_found(format!("{} is not mounted by this node", path.display())));
+        let found = self.alive().into_iter().find(|mount| fs::same_place(mount, path));
+        let Some((_, mounted)) = found.and_then(|mount| locked(&self.mounts).remove(&mount)) else {
+            return Err(Failure::not_found(format!("{} is not mounted by this node", path.display()))
+                .hint("`lattice status` shows its mounts"));
         };
         let ended = tokio::task::spawn_blocking(move || mounted.unmount()).await;
         ended.map_err(Failure::failed)?.map_err(Failure::failed)

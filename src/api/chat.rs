@@ -15,7 +15,7 @@ use super::wire::{
     ChatLine, PostReply, PostRequest, Reaction, ReadRequest, RoomsReply, RoomsRequest, chat_server::Chat,
 };
 use crate::ids::Hash;
-use crate::replication::log::{Event, Origin, SubmitError};
+use crate::replication::log::{Event, Origin};
 use crate::stores::chat::{Chat as Rooms, ChatError, Message, Position};
 use crate::stores::describe;
 
@@ -30,12 +30,10 @@ pub(super) struct Service {
 impl From<ChatError> for Failure {
     fn from(error: ChatError) -> Self {
         match &error {
-            ChatError::Submit(SubmitError::NotAllowed) => {
-                Self::refused(error).hint("`lattice mesh status` shows this node's role")
-            }
+            ChatError::Submit(error) => error.into(),
+            ChatError::Database(error) => error.into(),
             ChatError::NoMessage(_) => Self::not_found(error).hint("`lattice chat ls ROOM` shows the ids"),
             ChatError::Ambiguous(_) | ChatError::Invalid(_) | ChatError::TooLarge { .. } => Self::refused(error),
-            ChatError::Submit(_) | ChatError::Database(_) => Self::failed(error).hint("the node's log tells more"),
         }
     }
 }

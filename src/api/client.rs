@@ -80,7 +80,7 @@ fn unreachable(data: &Path, error: &io::Error) -> Failure {
     let shown = data.display();
     #[allow(clippy::wildcard_enum_match_arm, reason = "the kinds of another crate: these are the ones with a remedy")]
     match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::ConnectionRefused => {
             Failure::new(Kind::NotRunning, format!("no node runs in {shown}")).hint(
                 if data == crate::config::default_data() {
                     "start it with `lattice up`".to_owned()

@@ -5,6 +5,9 @@ use std::fmt;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
+use crate::replication::database::DatabaseError;
+use crate::replication::log::SubmitError;
+
 const HINT: &str = "lattice-hint-bin";
 
 /// The kinds of failure that scripts tell apart. Each has an exit code.
@@ -112,6 +115,31 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+impl From<&SubmitError> for Failure {
+    fn from(error: &SubmitError) -> Self {
+        match error {
+            SubmitError::NotAllowed => Self::refused(error).hint("`lattice mesh status` shows this node's role"),
+            SubmitError::Regaining => {
+                Self::new(Kind::Unavailable, error).hint("it goes on when one is online: `lattice peers`")
+            }
+            SubmitError::Malformed(_) => Self::refused(error),
+            SubmitError::Database(error) => error.into(),
+        }
+    }
+}
+
+impl From<&DatabaseError> for Failure {
+    fn from(error: &DatabaseError) -> Self {
+        Self::failed(error).hint(error.hint())
+    }
+}
+
+impl From<DatabaseError> for Failure {
+    fn from(error: DatabaseError) -> Self {
+        (&error).into()
+    }
+}
 
 impl From<Failure> for Status {
     fn from(failure: Failure) -> Self {

@@ -20,7 +20,7 @@ use super::wire::{
 };
 use crate::clock;
 use crate::replication::limits;
-use crate::replication::log::{Event, Log, Origin, SubmitError};
+use crate::replication::log::{Event, Log, Origin};
 use crate::replication::machine::What;
 use crate::stores::kv::{self, Head, Heads, KvError, Node, Op, Opened, Value};
 use crate::stores::{Kv as Keys, Merge};
@@ -44,17 +44,14 @@ impl From<KvError> for Failure {
             KvError::TooLarge { .. } | KvError::Path(_) | KvError::UnknownHead(_) | KvError::Invalid(_) => {
                 return Self::refused(error);
             }
-            KvError::Submit(SubmitError::NotAllowed) => {
-                return Self::refused(error).hint("`lattice mesh status` shows this node's role");
-            }
+            KvError::Submit(error) => return error.into(),
+            KvError::Database(error) => return error.into(),
             KvError::Absent(_) => {
                 return Self::new(Kind::Unavailable, error)
                     .hint("it comes when a member that has it is online: `lattice peers`");
             }
             KvError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => "free some space first",
-            KvError::Blob(_) | KvError::Broken(_) | KvError::Io { .. } | KvError::Submit(_) | KvError::Database(_) => {
-                "the node's log tells more"
-            }
+            KvError::Blob(_) | KvError::Broken(_) | KvError::Io { .. } => "the node's log tells more",
         };
         Self::failed(error).hint(hint)
     }

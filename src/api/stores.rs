@@ -19,7 +19,7 @@ use super::wire::{
 };
 use crate::clock::Hlc;
 use crate::ids::Hash;
-use crate::replication::database::{DatabaseError, Flow};
+use crate::replication::database::Flow;
 use crate::replication::entry::Entry;
 use crate::replication::log::Log;
 use crate::replication::replica::Snapshot;
@@ -65,12 +65,6 @@ pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
     tokio::task::spawn_blocking(work).await.map_err(Failure::failed)?
-}
-
-impl From<DatabaseError> for Failure {
-    fn from(error: DatabaseError) -> Self {
-        Self::failed(error)
-    }
 }
 
 /// All stores and their counts.

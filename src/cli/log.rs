@@ -5,6 +5,7 @@ use clap::Args;
 use super::output::{escaped, short, size};
 use super::{Context, Ended, json};
 use crate::api::wire::{LogEntry, LogRequest};
+use crate::api::{Failure, Kind};
 use crate::clock::Hlc;
 
 const EXAMPLES: &str = "\
@@ -31,10 +32,14 @@ pub(super) struct Log {
 
 impl Log {
     pub(super) async fn run(self, context: &Context) -> Ended {
-        let request = LogRequest { store: self.store, last: self.last, follow: self.follow };
+        let follow = self.follow;
+        let request = LogRequest { store: self.store, last: self.last, follow };
         let mut entries = context.client().await?.stores().log(request).await?.into_inner();
         while let Some(entry) = entries.message().await? {
             context.output.either(&json::entry(&entry), described(&entry, context))?;
+        }
+        if follow {
+            return Err(Failure::new(Kind::Unavailable, "the node stopped").into());
         }
         Ok(())
     }

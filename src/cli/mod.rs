@@ -123,8 +123,12 @@ pub fn main() -> ExitCode {
     let lattice = match Lattice::try_parse() {
         Ok(lattice) => lattice,
         Err(error) => {
-            // A help text that nobody reads is no failure.
-            error.print().ok();
+            if error.use_stderr() && std::env::args_os().any(|argument| argument == "--json") {
+                output.json(true).failure(&misunderstood(&error));
+            } else {
+                // A help text that nobody reads is no failure.
+                error.print().ok();
+            }
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
@@ -146,6 +150,13 @@ pub fn main() -> ExitCode {
             ExitCode::from(failure.kind.exit_code())
         }
     }
+}
+
+/// What the command line's reader says, as a failure: its first paragraph, and the rest as what to do.
+fn misunderstood(error: &clap::Error) -> Failure {
+    let text = error.render().to_string();
+    let (what, rest) = text.split_once("\n\n").unwrap_or((&text, "For more information, try '--help'."));
+    Failure::new(crate::api::Kind::Usage, what.trim_start_matches("error: ").trim_end()).hint(rest.trim())
 }
 
 async fn run(lattice: Lattice, output: Output) -> Ended {

@@ -42,6 +42,12 @@ pub enum DirectoryError {
         /// What it says.
         found: String,
     },
+    /// What says which layout it has does not.
+    #[error("{}: no number of a layout is in it", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+    },
     /// The identity can't be used.
     #[error("{}: {what}", path.display())]
     Identity {
@@ -74,6 +80,13 @@ impl DirectoryError {
                 )
             }
             Self::Newer { .. } => "install the newer lattice again: this one would not read it right".into(),
+            Self::Format { path } => {
+                format!(
+                    "if this directory was made by lattice {}: echo {FORMAT} > {}",
+                    env!("CARGO_PKG_VERSION"),
+                    path.display()
+                )
+            }
             Self::Identity { fix, .. } => fix.clone(),
             Self::Io { path, source } => match source.kind() {
                 io::ErrorKind::PermissionDenied => {
@@ -144,8 +157,11 @@ impl Directory {
         std::fs::set_permissions(&path, Permissions::from_mode(0o700)).map_err(at(&path))?;
         let format = path.join("format");
         match std::fs::read_to_string(&format) {
-            Ok(found) if found.trim().parse::<u32>().is_ok_and(|found| found <= FORMAT) => {}
-            Ok(found) => return Err(DirectoryError::Newer { path: format, found: found.trim().into() }),
+            Ok(found) => match found.trim().parse::<u32>() {
+                Ok(found) if found <= FORMAT => {}
+                Ok(_) => return Err(DirectoryError::Newer { path: format, found: found.trim().into() }),
+                Err(_no_number) => return Err(DirectoryError::Format { path: format }),
+            },
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 write_whole(&format, format!("{FORMAT}\n").as_bytes())?;
             }

@@ -543,10 +543,12 @@ impl Adapter {
         // The reply goes with the job only once there is room for it.
         let slot = Arc::new(std::sync::Mutex::new(Some(reply)));
         let taken = Arc::clone(&slot);
+        let call = self.tree.calls.begin();
         let queued = pool.run(move || {
             if let Some(reply) = super::tree::locked(&taken).take() {
                 work(reply);
             }
+            drop(call);
         });
         if !queued && let Some(reply) = super::tree::locked(&slot).take() {
             refuse(reply, Errno::EBUSY);

@@ -37,6 +37,8 @@ pub(crate) const NOT_HERE: Failure = Failure::Refused(libc::EPERM, "files can be
 pub(crate) const GENERATED: Failure = Failure::Refused(libc::EACCES, "this file is generated and can only be read");
 pub(crate) const APPEND_ONLY: Failure = Failure::Refused(libc::EPERM, "a room can only be appended to (>>)");
 pub(crate) const READER: Failure = Failure::Refused(libc::EROFS, "this node may only read; an admin can change that");
+pub(crate) const REGAINING: Failure =
+    Failure::Refused(libc::EROFS, "the store's file was lost, and no member has brought back yet what was in it");
 pub(crate) const NO_SPACE: Failure = Failure::Refused(libc::ENOSPC, "the disk that holds the drafts is full");
 pub(crate) const CLOSED: Failure = Failure::Refused(libc::EIO, "the store is closed or damaged; see `lattice status`");
 pub(crate) const OWNER: Failure =
@@ -95,7 +97,7 @@ fn blob(error: &BlobError) -> i32 {
 
 const fn submit(error: &SubmitError) -> i32 {
     match error {
-        SubmitError::NotAllowed => libc::EROFS,
+        SubmitError::NotAllowed | SubmitError::Regaining => libc::EROFS,
         SubmitError::Malformed(_) => libc::EFBIG,
         SubmitError::Database(error) => database(error),
     }

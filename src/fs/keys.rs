@@ -48,7 +48,19 @@ pub(crate) struct Space {
 }
 
 /// Room that drafts leave for the stores' own files, in bytes.
-const SPARE: u64 = 16 * 1024 * 1024;
+pub const SPARE: u64 = 16 * 1024 * 1024;
+
+/// How much is free on the disk that holds `directory`, in bytes, if that is so little that mounts take no more.
+#[must_use]
+pub fn scarce(directory: &Path) -> Option<u64> {
+    free(directory).filter(|free| *free < SPARE)
+}
+
+/// What is free, in bytes; `None` if the system does not say.
+fn free(directory: &Path) -> Option<u64> {
+    let found = nix::sys::statvfs::statvfs(directory).ok()?;
+    Some(found.blocks_available() * found.fragment_size())
+}
 
 impl Space {
     pub(crate) fn new(directory: &Path) -> Self {
@@ -61,8 +73,8 @@ impl Space {
         let asked = self.asked.load(Ordering::Relaxed);
         if now.saturating_sub(asked).unsigned_abs() > 1_000_000_000 {
             self.asked.store(now, Ordering::Relaxed);
-            if let Ok(found) = nix::sys::statvfs::statvfs(&self.directory) {
-                self.free.store(found.blocks_available() * found.fragment_size(), Ordering::Relaxed);
+            if let Some(free) = free(&self.directory) {
+                self.free.store(free, Ordering::Relaxed);
             }
         }
         let free = self.free.load(Ordering::Relaxed);
@@ -176,6 +188,9 @@ impl Tree {
     /// Refuses early what could not be published later.
     pub(crate) fn writable(kv: &Kv) -> Answer<()> {
         let log = kv.log();
+        if log.is_regaining() {
+            return Err(errno::REGAINING);
+        }
         if log.membership().load().may_write(&log.me()) { Ok(()) } else { Err(errno::READER) }
     }
 

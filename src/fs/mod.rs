@@ -33,7 +33,8 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 
-pub use session::{MountError, Mounted, Options, mount};
+pub use keys::{SPARE, scarce};
+pub use session::{MountError, Mounted, Options, mount, same_place};
 pub use shelf::recovered;
 
 use crate::peers::Peers;

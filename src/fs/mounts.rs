@@ -11,8 +11,11 @@ use std::process::{Command, Stdio};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
 use nix::sys::socket::{AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, socketpair};
+use nix::unistd::AccessFlags;
 
 use super::session::MountError;
+
+const CLOSED_DEVICE: &str = "/dev/fuse can't be opened; an administrator opens it to all with: chmod 666 /dev/fuse";
 
 /// The type under which `mount` lists ours.
 pub(crate) const TYPE: &str = "fuse.lattice";
@@ -100,7 +103,7 @@ pub(crate) fn make(at: &Path, everyone: bool) -> Result<OwnedFd, MountError> {
 fn as_root(at: &Path, everyone: bool) -> Result<OwnedFd, MountError> {
     let mode = std::fs::metadata(at).map_err(|error| MountError::io(at, error))?.permissions().mode();
     let device = File::options().read(true).write(true).open("/dev/fuse").map_err(|error| match error.kind() {
-        std::io::ErrorKind::PermissionDenied => MountError::NotAllowed("/dev/fuse can't be opened".into()),
+        std::io::ErrorKind::PermissionDenied => MountError::NotAllowed(CLOSED_DEVICE.into()),
         _ => MountError::NoDevice,
     })?;
     let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
@@ -122,9 +125,11 @@ fn as_user(at: &Path, everyone: bool) -> Result<OwnedFd, MountError> {
         return Err(MountError::NoDevice);
     }
     // The helper opens it as this user, too, and its words would not say what to do.
-    if File::options().read(true).write(true).open("/dev/fuse").is_err() {
-        let why = "/dev/fuse is closed to this user; open it, as root, with: chmod 666 /dev/fuse";
-        return Err(MountError::NotAllowed(why.into()));
+    if nix::unistd::access("/dev/fuse", AccessFlags::R_OK | AccessFlags::W_OK).is_err() {
+        return Err(MountError::NotAllowed(CLOSED_DEVICE.into()));
+    }
+    if nix::unistd::access(at, AccessFlags::W_OK).is_err() {
+        return Err(MountError::NotYours(at.to_owned()));
     }
     let io = |error: Errno| MountError::io(at, error.into());
     let kind = SockType::Stream;

@@ -1,6 +1,7 @@
 //! Work that may take long, away from the threads that answer the kernel.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,6 +9,31 @@ type Job = Box<dyn FnOnce() + Send>;
 
 /// Calls that wait for a thread at most; one more is refused.
 const QUEUE: usize = 1_024;
+
+/// How many calls wait for a thread or run on one.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Calls(Arc<AtomicUsize>);
+
+/// One such call, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Call(Arc<AtomicUsize>);
+
+impl Calls {
+    pub(crate) fn begin(&self) -> Call {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Call(Arc::clone(&self.0))
+    }
+
+    pub(crate) fn none(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == 0
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
 
 /// A few threads and their queue. They end when the pool is dropped and the queue is empty.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -12,9 +12,12 @@ use super::adapter::Adapter;
 use super::announce::{self, Notice};
 use super::tree::Tree;
 use super::{Sources, mounts, waiting};
+use crate::clock;
 
 /// How long unmounting waits for calls that are being answered before it ends them.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long it waits at least, and how long calls that wait for a thread must not be seen.
+const GRACE: Duration = Duration::from_millis(100);
 
 /// Why there is no mount.
 #[derive(Debug, thiserror::Error)]
@@ -28,9 +31,12 @@ pub enum MountError {
     /// Mounting would hide what is in it.
     #[error("{} is not empty; choose an empty directory to mount on", .0.display())]
     NotEmpty(PathBuf),
-    /// A mesh is mounted there and answers.
-    #[error("a mesh is already mounted on {}; unmount it first with: lattice down", .0.display())]
+    /// Another node's mesh is mounted there and answers.
+    #[error("another node is mounted on {}; choose another directory, or end that with its own: lattice down", .0.display())]
     AlreadyMounted(PathBuf),
+    /// The mount point is another user's.
+    #[error("{} is not yours to mount on; choose a directory that you may write", .0.display())]
+    NotYours(PathBuf),
     /// The kernel offers no FUSE.
     #[error("/dev/fuse is missing; load the module with: modprobe fuse (in a container: --device /dev/fuse)")]
     NoDevice,
@@ -178,6 +184,12 @@ fn mount_point(at: &Path) -> Result<PathBuf, MountError> {
     Ok(path)
 }
 
+/// Whether `path` leads to the mount at `at`, which has no links in it.
+#[must_use]
+pub fn same_place(at: &Path, path: &Path) -> bool {
+    path == at || path.canonicalize().is_ok_and(|path| path == at)
+}
+
 /// Whether nobody answers for a mount there any more. Attributes may still come from the kernel's cache, the room on the
 /// disk does not. Who answers too late is alive.
 fn dead(at: &Path) -> bool {
@@ -218,7 +230,7 @@ impl Mounted {
     /// Whether it still is: someone else may have unmounted it.
     #[must_use]
     pub fn alive(&self) -> bool {
-        matches!(self.ended.try_recv(), Err(std::sync::mpsc::TryRecvError::Empty))
+        matches!(self.ended.try_recv(), Err(TryRecvError::Empty))
     }
 
     /// Publishes what waits, takes the mount away, at once even if someone sits in it, and ends the calls that are
@@ -230,16 +242,30 @@ impl Mounted {
         self.end()
     }
 
+    /// Waits until the kernel is done with the mount, or nothing is being answered: someone may sit in it for ever.
+    fn end_session(&self) {
+        let over = |patience| self.ended.recv_timeout(patience) != Err(RecvTimeoutError::Timeout);
+        let began = clock::monotonic();
+        while !over(GRACE) {
+            let idle = self.tree.calls.none();
+            if idle || clock::monotonic().duration_since(began) > PATIENCE {
+                match mounts::abort(self.minor) {
+                    Ok(()) if !over(PATIENCE) => tracing::warn!(target: "fs", "the mount's threads did not end"),
+                    Ok(()) => {}
+                    Err(error) if idle => tracing::debug!(target: "fs", %error, "someone sits in what was mounted"),
+                    Err(error) => {
+                        tracing::warn!(target: "fs", %error, "calls still being answered end with the daemon")
+                    }
+                }
+                return;
+            }
+        }
+    }
+
     fn end(&mut self) -> Result<(), MountError> {
         let Some(waiter) = self.waiter.take() else { return Ok(()) };
         let detached = mounts::detach(&self.at, self.minor).map_err(|error| MountError::io(&self.at, error));
-        if self.ended.recv_timeout(PATIENCE).is_err() {
-            match mounts::abort(self.minor) {
-                Err(error) => tracing::warn!(target: "fs", %error, "calls still being answered end with the daemon"),
-                Ok(()) if self.ended.recv_timeout(PATIENCE).is_ok() => {}
-                Ok(()) => tracing::warn!(target: "fs", "the mount's threads did not end"),
-            }
-        }
+        self.end_session();
         self.tree.waiting.stop();
         if waiter.join().is_err() {
             tracing::error!(target: "fs", "publishing what waited failed");

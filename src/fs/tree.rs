@@ -65,6 +65,7 @@ pub(crate) struct Tree {
     pub(crate) waiting: Waiting,
     pub(crate) space: keys::Space,
     pub(crate) busy: super::handles::Busy,
+    pub(crate) calls: super::pool::Calls,
     pub(crate) rendered: chat::Rendered,
     notices: Sender<Notice>,
 }
@@ -93,6 +94,7 @@ impl Tree {
             waiting: Waiting::default(),
             space,
             busy: super::handles::Busy::default(),
+            calls: super::pool::Calls::default(),
             rendered: chat::Rendered::default(),
             notices,
         }

@@ -72,7 +72,16 @@ async fn make(context: &Context, id: MeshId, entries: Vec<Entry>) -> Result<Foun
         registry.close()?;
         drop::<Arc<Registry>>(registry);
         let place = context.meshes.join(id.to_string());
-        std::fs::rename(&aside, &place).map_err(io(path(&place)))?;
+        if place.exists() {
+            // The mesh was here before and its root store was lost: the other stores are kept.
+            let root = Registry::root_file(&place, id);
+            std::fs::rename(Registry::root_file(&aside, id), &root).map_err(io(path(&root)))?;
+            let stores = std::fs::File::open(place.join("stores")).map_err(io(path(&place)))?;
+            stores.sync_all().map_err(io(path(&place)))?;
+            std::fs::remove_dir_all(&aside).map_err(io(path(&aside)))?;
+        } else {
+            std::fs::rename(&aside, &place).map_err(io(path(&place)))?;
+        }
         let meshes = std::fs::File::open(&context.meshes).map_err(io(path(&context.meshes)))?;
         meshes.sync_all().map_err(io(context.meshes.clone()))?;
         Ok(Founded(id))

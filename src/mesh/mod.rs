@@ -175,15 +175,26 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A mesh that is in a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum There {
+    /// To be opened.
+    Whole(Founded),
+    /// Its root store's file is gone: it can't be opened before the node has joined it again.
+    Rootless(MeshId),
+}
+
 /// The mesh whose directory is in `meshes`, if there is one. A directory that is being made or was left has no id as its name.
 ///
 /// # Errors
 /// If the directory can't be read.
-pub fn find(meshes: &Path) -> Result<Option<MeshId>, MeshError> {
+pub fn find(meshes: &Path) -> Result<Option<There>, MeshError> {
     let io = |source| MeshError::Io { path: meshes.to_owned(), source };
     for found in std::fs::read_dir(meshes).map_err(io)? {
-        if let Some(Ok(id)) = found.map_err(io)?.file_name().to_str().map(str::parse) {
-            return Ok(Some(id));
+        let found = found.map_err(io)?;
+        if let Some(Ok(id)) = found.file_name().to_str().map(str::parse::<MeshId>) {
+            let whole = Registry::root_file(&found.path(), id).exists();
+            return Ok(Some(if whole { There::Whole(Founded(id)) } else { There::Rootless(id) }));
         }
     }
     Ok(None)
@@ -411,6 +422,25 @@ impl Mesh {
         self.node.admit(None);
     }
 
+    /// Lets this node write again in stores whose files were lost, once a member has brought back what was in them, or when
+    /// there is no other member.
+    fn regain(&self) {
+        let logs = self.registry.logs();
+        if !logs.iter().any(|log| log.is_regaining()) {
+            return;
+        }
+        let me = self.node.id();
+        let alone = self.membership().members.iter().all(|(id, member)| *id == me || member.left);
+        let snapshot = self.snapshot();
+        let settled = |log: &Arc<Log>| alone || snapshot.stores.get(&log.store()).is_some_and(|store| store.settled);
+        for log in logs.iter().filter(|log| log.is_regaining() && settled(log)) {
+            match log.regained() {
+                Ok(()) => tracing::info!(target: "mesh", store = %log.store(), "what was in the lost file is back"),
+                Err(error) => tracing::error!(target: "mesh", %error, "that a lost store is back can't be noted"),
+            }
+        }
+    }
+
     fn keep_addresses(&self, file: &mut Addresses) {
         let known = self.node.known_addresses().into_iter().collect();
         if let Err(error) = file.keep(known) {
@@ -489,8 +519,14 @@ async fn follow(mesh: Arc<Mesh>, mut events: broadcast::Receiver<Arc<Event>>) {
     mesh.registry.logs().iter().for_each(|log| mesh.fetch_wanted(log));
     let mut keep = tokio::time::interval(KEEP_ADDRESSES);
     let root = mesh.id.root();
+    let mut snapshot = mesh.watch();
+    let mut replicating = true;
     loop {
         tokio::select! {
+            changed = snapshot.changed(), if replicating => {
+                replicating = changed.is_ok();
+                mesh.regain();
+            }
             _ = keep.tick() => mesh.keep_addresses(&mut file),
             event = events.recv() => match event {
                 Ok(event) if event.store == root => {

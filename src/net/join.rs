@@ -189,7 +189,8 @@ async fn ask(node: &Node, ticket: &Ticket, host: &Contact, name: &str) -> Result
     let dial = node.dial_host(host.node, &host.addresses, &ticket.relays, ALPN);
     let connection = match timeout(REACH, dial).await {
         Ok(Ok(connection)) => connection,
-        Ok(Err(reason)) => return Err(unreachable(reason)),
+        Ok(Err(failed)) if failed.closed => return Err(Refusal::NoMesh.into()),
+        Ok(Err(failed)) => return Err(unreachable(failed.reason)),
         Err(_elapsed) => return Err(unreachable(format!("no answer within {REACH:?}"))),
     };
     let asked = Asked {

@@ -39,15 +39,13 @@ pub const RELAYS: usize = 3;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TicketError {
     /// It doesn't look like a token at all.
-    #[error(
-        "this is not a join token: a token is one line that begins with '{PREFIX}', as printed by `lattice mesh invite`"
-    )]
+    #[error("this is not a join token: a token is one line that begins with '{PREFIX}'")]
     NotATicket,
     /// It looks like one and is damaged.
-    #[error("the token is mistyped or cut short: its checksum does not match. Copy the whole line again")]
+    #[error("the token is mistyped or cut short: its checksum does not match")]
     Typo,
     /// It was made by a newer build.
-    #[error("the token has form {0}, which this build does not know: upgrade lattice on this machine")]
+    #[error("the token has form {0}, which this build does not know")]
     Version(u8),
 }
 

@@ -56,7 +56,7 @@ pub enum DatabaseError {
         path: PathBuf,
     },
     /// The file holds what it can't hold.
-    #[error("{path}: {what}; move it away and run `lattice up`: what other machines have is fetched again")]
+    #[error("{path}: {what}")]
     Corrupt {
         /// The store's file.
         path: PathBuf,
@@ -64,7 +64,7 @@ pub enum DatabaseError {
         what: String,
     },
     /// A newer build wrote the file.
-    #[error("{path}: format {found} is newer than this build's {FORMAT}; use a newer lattice")]
+    #[error("{path}: format {found} is newer than this build's {FORMAT}")]
     Newer {
         /// The store's file.
         path: PathBuf,
@@ -78,13 +78,30 @@ pub enum DatabaseError {
         path: PathBuf,
     },
     /// An earlier commit failed; nothing more is taken until the store is reopened.
-    #[error("{path}: takes no more writes since a commit failed ({cause}); restart the daemon")]
+    #[error("{path}: takes no more writes since a commit failed ({cause})")]
     Stopped {
         /// The store's file.
         path: PathBuf,
         /// The first failure.
         cause: String,
     },
+}
+
+impl DatabaseError {
+    /// What to do about it.
+    #[must_use]
+    pub const fn hint(&self) -> &'static str {
+        match self {
+            Self::Full { .. } => "free some space on that disk; writing then goes on by itself",
+            Self::Corrupt { .. } => {
+                "stop the node, move that file away, and start it again: what other members have of it is fetched again"
+            }
+            Self::Newer { .. } => "install the newer lattice again",
+            Self::InUse { .. } => "stop the program that has it open",
+            Self::Stopped { .. } => "see to the disk, then stop the node and start it again",
+            Self::Io { .. } => "see to the disk; the node's log may tell more",
+        }
+    }
 }
 
 /// The result of a use of the database.
@@ -323,6 +340,12 @@ impl Database {
             progress = shared.changed.wait(progress).unwrap_or_else(PoisonError::into_inner);
         }
         Ok(())
+    }
+
+    /// Why nothing more is written, if that is so.
+    #[must_use]
+    pub fn trouble(&self) -> Option<DatabaseError> {
+        locked(&self.shared.progress).failed.clone()
     }
 
     /// The number of the last set staged, for waiting until all so far is durable.

@@ -20,9 +20,12 @@
 //! Sixteen bytes of a hash are enough to find an entry (a chance match is told by the entry itself) and
 //! cost a third less to index than all 32.
 
+mod regain;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ed25519_dalek::SigningKey;
@@ -103,6 +106,9 @@ pub enum SubmitError {
     /// This node's role does not allow it.
     #[error("this node's role does not allow writing here; an admin can change that")]
     NotAllowed,
+    /// The store's file was lost, and no member has told yet what this node wrote before.
+    #[error("the store's file was lost here; nothing is written before a member has brought back what was in it")]
+    Regaining,
     /// The operation is too large.
     #[error(transparent)]
     Malformed(#[from] Malformed),
@@ -241,6 +247,7 @@ pub struct Log {
     head: Mutex<Option<Head>>,
     events: broadcast::Sender<Arc<Event>>,
     outgoing: Arc<Mutex<Outgoing>>,
+    regaining: AtomicBool,
     database: Database,
 }
 
@@ -318,6 +325,7 @@ impl Log {
             head: Mutex::new(None),
             events: parts.events,
             outgoing: Arc::default(),
+            regaining: AtomicBool::new(regain::noted(&database.view()?)?),
             database,
         };
         log.check()?;
@@ -465,6 +473,9 @@ impl Log {
     pub fn submit(&self, payload: &[u8], origin: Origin) -> std::result::Result<Receipt, SubmitError> {
         if !self.may_submit() {
             return Err(SubmitError::NotAllowed);
+        }
+        if self.is_regaining() {
+            return Err(SubmitError::Regaining);
         }
         self.database.ready()?;
         self.with_head(|head| self.submit_locked(head, payload, origin))

@@ -161,12 +161,35 @@ impl Registry {
             opening: Mutex::default(),
             changed: watch::Sender::new(0),
         });
+        let lost = if genesis.is_none() { registry.lost() } else { Vec::new() };
         registry.refresh();
+        for log in lost.iter().filter_map(|id| registry.log(id)) {
+            tracing::warn!(target: "registry", store = %log.store(), "its file is gone: a member must bring back what was in it");
+            log.regain()?;
+        }
         Ok(registry)
+    }
+
+    /// The stores that are declared and have no file, in a mesh with others: after a crash right after they were declared, or because
+    /// their files were lost with entries of this node in them that the others have.
+    fn lost(&self) -> Vec<StoreId> {
+        let me = self.root.log().me();
+        let membership = self.membership().load();
+        if !membership.members.iter().any(|(id, member)| *id != me && !member.left) {
+            return Vec::new();
+        }
+        let declared = self.root.stores().into_iter().map(|declared| declared.id);
+        declared.filter(|id| !file(&self.dir, id).exists()).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Opening> {
         self.opening.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the root store of a mesh in `dir` is.
+    #[must_use]
+    pub fn root_file(dir: &Path, mesh: MeshId) -> PathBuf {
+        file(&dir.join("stores"), &mesh.root())
     }
 
     /// The mesh.
@@ -238,7 +261,7 @@ impl Registry {
         };
         let log = Log::open(&file(&self.dir, &declared.id), CACHE, parts).map_err(|error| {
             tracing::error!(target: "registry", store = %declared.name, %error, "can't be opened");
-            error.to_string()
+            format!("{error}; {}", error.hint())
         })?;
         let log = Arc::new(log);
         if let Some(outbox) = outbox {

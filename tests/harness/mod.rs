@@ -8,8 +8,9 @@
     reason = "a test fails by panicking, and says what it saw"
 )]
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -123,27 +124,98 @@ impl Drop for Net {
     }
 }
 
-/// A node on a host of a [`Net`] (or on this machine), with its data and its mount. Stopped when dropped.
+/// A view of the file system of its own: what is mounted in it is seen nowhere else. Gone when dropped.
+pub(crate) struct Room {
+    keeper: Child,
+}
+
+impl Room {
+    /// A room that begins as what is here, changed by `setup`: commands of a shell.
+    pub(crate) fn new(setup: &str) -> Self {
+        let script = format!("set -e\n{setup}\necho ready\nexec cat > /dev/null");
+        let mut keeper = Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "sh", "-c", &script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(keeper.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n", "the room could not be made: {setup}");
+        Self { keeper }
+    }
+
+    /// A device directory with what a program needs, and /dev/fuse with this mode, or without it.
+    pub(crate) fn devices(fuse: Option<&str>) -> String {
+        let fuse = fuse.map(|mode| format!("mknod -m {mode} $dev/fuse c 10 229")).unwrap_or_default();
+        format!(
+            "dev=$(mktemp -d); mount -t tmpfs -o mode=755 none $dev
+            cp -a /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty $dev; {fuse}
+            mount --move $dev /dev; rmdir $dev"
+        )
+    }
+
+    /// A command to be run in the room.
+    pub(crate) fn command(&self, program: impl AsRef<Path>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--mount=/proc/{}/ns/mnt", self.keeper.id())).arg("--").arg(program.as_ref());
+        command
+    }
+
+    /// Runs a line of shell in the room; gives what it printed.
+    pub(crate) fn sh(&self, line: &str) -> String {
+        let output = self.command("sh").args(["-c", line]).output().unwrap();
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// The way from here to a path in the room.
+    pub(crate) fn path(&self, path: &Path) -> PathBuf {
+        Path::new(&format!("/proc/{}/root", self.keeper.id())).join(path.strip_prefix("/").unwrap())
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        // Its end of input is the keeper's end.
+        drop(self.keeper.stdin.take());
+        drop(self.keeper.wait());
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Place<'a> {
+    Here,
+    Host(&'a Net, u32),
+    Room(&'a Room),
+}
+
+/// A node on a host of a [`Net`], in a [`Room`] or on this machine, with its data and its mount. Stopped when dropped.
 pub(crate) struct Node<'a> {
-    net: Option<(&'a Net, u32)>,
+    place: Place<'a>,
     dir: tempfile::TempDir,
 }
 
 impl<'a> Node<'a> {
     /// A node on a host, not yet started.
     pub(crate) fn on(net: &'a Net, host: u32) -> Self {
-        Self::with(Some((net, host)))
+        Self::with(Place::Host(net, host))
     }
 
     /// A node on this machine, on loopback, not yet started.
     pub(crate) fn here() -> Self {
-        Self::with(None)
+        Self::with(Place::Here)
     }
 
-    fn with(net: Option<(&'a Net, u32)>) -> Self {
+    /// A node in a room, on loopback, not yet started.
+    pub(crate) fn within(room: &'a Room) -> Self {
+        Self::with(Place::Room(room))
+    }
+
+    fn with(place: Place<'a>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("mnt")).unwrap();
-        Self { net, dir }
+        Self { place, dir }
     }
 
     /// The node's data directory.
@@ -169,9 +241,10 @@ impl<'a> Node<'a> {
     /// The `lattice` command on this node, as a command to be completed.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let program = env!("CARGO_BIN_EXE_lattice");
-        let mut command = match self.net {
-            Some((net, host)) => net.on(host, program),
-            None => Command::new(program),
+        let mut command = match self.place {
+            Place::Host(net, host) => net.on(host, program),
+            Place::Room(room) => room.command(program),
+            Place::Here => Command::new(program),
         };
         command.args(args).env("LATTICE_DATA", self.data()).stdin(Stdio::null());
         command
@@ -197,16 +270,18 @@ impl<'a> Node<'a> {
     }
 
     fn journal(&self) -> String {
-        std::fs::read_to_string(self.data().join("latticed.log")).unwrap_or_default()
+        let log = self.data().join("latticed.log");
+        let log = if let Place::Room(room) = self.place { room.path(&log) } else { log };
+        std::fs::read_to_string(log).unwrap_or_default()
     }
 
     /// Starts the daemon and mounts.
     pub(crate) fn up(&self) {
         let mount = self.mount();
         let mount = mount.to_str().unwrap();
-        match self.net {
-            Some(_) => self.lattice(&["up", mount, "--listen", "0.0.0.0:7000"]),
-            None => self.lattice(&["up", mount, "--listen", "127.0.0.1:0"]),
+        match self.place {
+            Place::Host(..) => self.lattice(&["up", mount, "--listen", "0.0.0.0:7000"]),
+            Place::Room(_) | Place::Here => self.lattice(&["up", mount, "--listen", "127.0.0.1:0"]),
         };
     }
 

@@ -18,8 +18,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ::iroh::endpoint::{
-    BindError, BindOpts, ConnectOptions, Connection, ConnectionError, PortmapperConfig, QuicTransportConfig, VarInt,
-    presets,
+    BindError, BindOpts, ConnectOptions, Connection, ConnectionError, PortmapperConfig, QuicTransportConfig,
+    TransportErrorCode, VarInt, presets,
 };
 use ::iroh::protocol::{DynProtocolHandler, IncomingFilterOutcome, ProtocolHandler, Router};
 use ::iroh::{Endpoint, EndpointId, RelayMode, RelayUrl, SecretKey, Watcher};
@@ -355,8 +355,8 @@ impl Node {
         addresses: &[SocketAddr],
         relays: &[String],
         alpn: &[u8],
-    ) -> Result<Connection, String> {
-        let id = EndpointId::from_bytes(node.as_bytes()).map_err(words)?;
+    ) -> Result<Connection, Undialled> {
+        let id = EndpointId::from_bytes(node.as_bytes()).map_err(Undialled::new)?;
         self.shared.book.suggest(node, addresses);
         let mut address = ::iroh::EndpointAddr::new(id);
         for direct in addresses.iter().copied().chain(self.shared.book.addresses(&node)) {
@@ -365,7 +365,29 @@ impl Node {
         for relay in relays.iter().filter_map(|url| url.parse::<RelayUrl>().ok()) {
             address = address.with_relay_url(relay);
         }
-        self.endpoint.connect(address, alpn).await.map_err(words)
+        self.endpoint.connect(address, alpn).await.map_err(Undialled::new)
+    }
+}
+
+/// Why a host can't be reached.
+#[derive(Debug)]
+pub(super) struct Undialled {
+    /// It is there and takes no connections: it is in no mesh.
+    pub(super) closed: bool,
+    /// In words.
+    pub(super) reason: String,
+}
+
+impl Undialled {
+    fn new(error: impl std::error::Error + 'static) -> Self {
+        let mut causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+        let closed = causes.any(|cause| match cause.downcast_ref() {
+            Some(ConnectionError::ConnectionClosed(close)) => {
+                close.error_code == TransportErrorCode::CONNECTION_REFUSED
+            }
+            _ => false,
+        });
+        Self { closed, reason: words(&error) }
     }
 }
 

@@ -325,7 +325,7 @@ impl Kv {
         wire::parse(payload, self.log.me(), 0).map_err(KvError::Invalid)?;
         let receipt = self.log.submit(&bytes, origin).map_err(|error| match error {
             SubmitError::Database(error) => KvError::Database(error),
-            SubmitError::NotAllowed | SubmitError::Malformed(_) => KvError::Submit(error),
+            SubmitError::NotAllowed | SubmitError::Regaining | SubmitError::Malformed(_) => KvError::Submit(error),
         })?;
         for hash in blobs {
             if self.payloads.open(&hash).map_err(KvError::Blob)?.is_some() {

@@ -1,0 +1,245 @@
+//! The files of a node: settings, identity, stores.
+
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::harness::{Node, Room, eventually};
+use crate::{
+    FAILED, NOT_RUNNING, REFUSED, UNAVAILABLE, USAGE, founder, joined, json, no_start, refused, store_file, warnings,
+};
+
+#[test]
+fn settings_that_can_not_be_read_are_named_and_nothing_starts_or_is_lost() {
+    let node = founder();
+    fs::write(node.key("kept"), "kept").unwrap();
+    node.lattice(&["down"]);
+    let config = node.data().join("config.toml");
+    let cases: [(&[u8], &str, &str); 4] = [
+        (b"name = \"a\"\nlisten 7\n", "config.toml:2: ", "correct line 2 of "),
+        (b"name = \"a\"\n\nmdns = \"perhaps\"\n", "config.toml:3: mdns = 'perhaps': ", "correct line 3 of "),
+        (b"\nlisen = \"0.0.0.0:1\"\n", "config.toml:2: there is no setting 'lisen'", "write 'listen' instead"),
+        (b"name = \"a\"\nmount = \"\xff\"\n", "config.toml:2: this is no text", "correct line 2 of "),
+    ];
+    for (text, sentence, hint) in cases {
+        fs::write(&config, text).unwrap();
+        let said = no_start(&node, USAGE);
+        assert!(said.error.contains(sentence), "{}", said.error);
+        assert!(said.hint.starts_with(hint), "{}", said.hint);
+        refused(&node, &["status"], NOT_RUNNING);
+    }
+    fs::remove_file(&config).unwrap();
+    fs::create_dir(&config).unwrap();
+    assert!(no_start(&node, USAGE).all().contains("config.toml"));
+    fs::remove_dir(&config).unwrap();
+    node.up();
+    assert_eq!(fs::read_to_string(node.key("kept")).unwrap(), "kept");
+}
+
+#[test]
+fn an_identity_that_can_not_be_used_is_told_and_never_replaced() {
+    let node = founder();
+    node.lattice(&["down"]);
+    let file = node.data().join("identity.key");
+    let good = fs::read(&file).unwrap();
+    let bad: [(&str, &dyn Fn(), &str); 4] = [
+        ("does not read", &|| fs::write(&file, "scribble").unwrap(), "from a backup"),
+        ("other users can read", &|| fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap(), "chmod 600"),
+        ("is missing", &|| fs::remove_file(&file).unwrap(), "from a backup"),
+        ("Is a directory", &|| fs::remove_file(&file).and_then(|()| fs::create_dir(&file)).unwrap(), ""),
+    ];
+    for (sentence, spoil, hint) in bad {
+        spoil();
+        let said = no_start(&node, FAILED);
+        assert!(said.error.contains("identity.key") && said.error.contains(sentence), "{}", said.error);
+        assert!(said.hint.contains(hint), "{}", said.hint);
+        if file.is_dir() {
+            fs::remove_dir(&file).unwrap();
+        }
+        fs::write(&file, &good).unwrap();
+        fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+    }
+    node.up();
+    assert_eq!(json(&node, &["mesh", "status"])["name"], "ours");
+}
+
+#[test]
+fn a_data_directory_that_can_not_be_one_is_named() {
+    let node = Node::here();
+    fs::write(node.data(), "a file").unwrap();
+    let said = no_start(&node, FAILED);
+    assert!(said.error.contains(node.data().to_str().unwrap()), "{}", said.error);
+    assert!(said.hint.contains("--data"), "{}", said.hint);
+    refused(&node, &["status"], NOT_RUNNING);
+    assert_eq!(fs::read_to_string(node.data()).unwrap(), "a file");
+    fs::remove_file(node.data()).unwrap();
+
+    fs::create_dir(node.data()).unwrap();
+    fs::write(node.data().join("format"), "9\n").unwrap();
+    assert!(no_start(&node, FAILED).error.contains("layout 9 is newer"));
+    fs::write(node.data().join("format"), "").unwrap();
+    assert!(no_start(&node, FAILED).hint.contains("echo 1 > "));
+    fs::remove_dir_all(node.data()).unwrap();
+}
+
+#[test]
+fn a_disk_that_can_not_be_written_is_told() {
+    let room = Room::new("");
+    let node = Node::within(&room);
+    fs::create_dir(node.data()).unwrap();
+    room.sh(&format!("mount -t tmpfs -o ro none {}", node.data().display()));
+    let said = no_start(&node, FAILED);
+    assert!(said.error.contains("Read-only file system"), "{}", said.error);
+    assert!(said.hint.contains("--data"), "{}", said.hint);
+}
+
+/// What a file looks like after something has gone over it.
+type Damage = (&'static str, fn(&Path));
+
+const DAMAGES: [Damage; 4] = [
+    ("cut short", |file| {
+        let length = fs::metadata(file).unwrap().len();
+        File::options().write(true).open(file).unwrap().set_len(length / 2).unwrap();
+    }),
+    ("zeroed in the middle", |file| {
+        let length = fs::metadata(file).unwrap().len();
+        let zeros = vec![0; usize::try_from(length / 2).unwrap()];
+        File::options().write(true).open(file).unwrap().write_all_at(&zeros, length / 4).unwrap();
+    }),
+    ("of another program", |file| fs::write(file, "SQLite format 3\0".repeat(4_096)).unwrap()),
+    ("empty", |file| fs::write(file, "").unwrap()),
+];
+
+#[test]
+fn a_damaged_store_is_named_with_what_to_do_and_the_rest_of_the_mesh_works() {
+    let node = founder();
+    fs::write(node.key("kept"), "kept").unwrap();
+    let file = store_file(&node, "home");
+    node.lattice(&["down"]);
+    let good = fs::read(&file).unwrap();
+    for (what, spoil) in DAMAGES {
+        spoil(&file);
+        let spoilt = fs::read(&file).unwrap();
+        node.up();
+        let warnings = warnings(&node);
+        let warning = warnings.first().unwrap_or_else(|| panic!("{what}: nobody is warned"));
+        assert!(warning.starts_with("the store 'home' can't be used: "), "{what}: {warning}");
+        assert!(
+            warning.contains(file.to_str().unwrap()) && warning.contains("move that file away"),
+            "{what}: {warning}"
+        );
+        assert!(json(&node, &["store", "status", "home"])["damaged"].is_string(), "{what}");
+        assert!(node.lattice(&["status"]).contains("damaged"), "{what}");
+        let said = refused(&node, &["kv", "get", "kept"], FAILED);
+        assert!(said.error.starts_with("the store 'home' can't be used: "), "{what}: {}", said.error);
+        let error = fs::write(node.key("new"), "new").unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(nix::libc::EIO), "{what}");
+        node.lattice(&["chat", "post", "lobby", what]);
+        let room = fs::read_to_string(node.mount().join("chat/lobby")).unwrap();
+        assert!(room.contains(what), "the other stores don't work: {room}");
+        node.lattice(&["store", "create", &format!("other{}", what.len())]);
+        node.lattice(&["down"]);
+        assert_eq!(fs::read(&file).unwrap(), spoilt, "{what}: a damaged file is not touched");
+    }
+    fs::write(&file, &good).unwrap();
+    node.up();
+    assert_eq!(fs::read_to_string(node.key("kept")).unwrap(), "kept");
+    assert!(warnings(&node).is_empty());
+}
+
+fn contents(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found: Vec<_> = fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .map(|path| (path.clone(), fs::read(path).unwrap()))
+        .collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn a_damaged_root_store_is_told_and_nothing_else_is_touched() {
+    let node = founder();
+    fs::write(node.key("kept"), "kept").unwrap();
+    let file = store_file(&node, "root");
+    node.lattice(&["down"]);
+    let good = fs::read(&file).unwrap();
+    for (what, spoil) in DAMAGES {
+        spoil(&file);
+        let before = contents(file.parent().unwrap());
+        let said = no_start(&node, FAILED);
+        assert!(said.error.starts_with("the mesh's root store can't be used: "), "{what}: {}", said.error);
+        assert!(said.error.contains(file.to_str().unwrap()), "{what}: {}", said.error);
+        assert!(said.hint.contains("join the mesh again"), "{what}: {}", said.hint);
+        refused(&node, &["status"], NOT_RUNNING);
+        assert_eq!(contents(file.parent().unwrap()), before, "{what}");
+    }
+    fs::write(&file, &good).unwrap();
+    node.up();
+    assert_eq!(fs::read_to_string(node.key("kept")).unwrap(), "kept");
+}
+
+#[test]
+fn a_lost_root_store_comes_back_by_joining_again_and_only_so() {
+    let first = founder();
+    let second = joined(&first);
+    fs::write(second.key("kept"), "kept").unwrap();
+    let file = store_file(&second, "root");
+    second.lattice(&["down"]);
+    fs::remove_file(&file).unwrap();
+
+    second.up();
+    assert!(warnings(&second)[0].contains(file.to_str().unwrap()), "{:?}", warnings(&second));
+    let said = refused(&second, &["mesh", "init"], REFUSED);
+    assert!(said.error.contains("root store") && said.hint.contains("join that mesh again"), "{}", said.all());
+    let stranger = founder();
+    let other = stranger.lattice(&["mesh", "invite"]);
+    assert!(refused(&second, &["mesh", "join", other.trim()], REFUSED).error.contains("root store"));
+
+    let token = first.lattice(&["mesh", "invite"]);
+    second.lattice(&["mesh", "join", token.trim()]);
+    assert_eq!(fs::read_to_string(second.key("kept")).unwrap(), "kept");
+    fs::write(second.key("after"), "after").unwrap();
+    eventually("the first has what the second wrote before and after", || {
+        first.key("kept").exists() && first.key("after").exists()
+    });
+    assert!(warnings(&second).is_empty());
+    for node in [&first, &second] {
+        assert_eq!(json(node, &["status"])["forks"], 0);
+        assert_eq!(json(node, &["mesh", "status"])["members"], 2);
+    }
+}
+
+#[test]
+fn a_lost_store_comes_back_from_a_member_before_anything_new_is_written_so_that_nothing_forks() {
+    let first = founder();
+    let second = joined(&first);
+    for n in 0..20 {
+        fs::write(second.key(&format!("file{n}")), format!("before {n}")).unwrap();
+    }
+    eventually("the first has all of it", || first.key("file19").exists());
+    let file = store_file(&second, "home");
+    second.lattice(&["down"]);
+    first.lattice(&["down"]);
+    fs::remove_file(&file).unwrap();
+
+    second.up();
+    assert!(warnings(&second)[0].contains("the store 'home' was lost"), "{:?}", warnings(&second));
+    let error = fs::write(second.key("early"), "early").unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(nix::libc::EROFS));
+    second.lattice(&["down"]);
+    second.up();
+    let said = refused(&second, &["kv", "put", "early", "early"], UNAVAILABLE);
+    assert!(said.error.contains("was lost here") && said.hint.contains("lattice peers"), "{}", said.all());
+
+    first.up();
+    eventually("the second may write again", || fs::write(second.key("after"), "after").is_ok());
+    for n in 0..20 {
+        assert_eq!(fs::read_to_string(second.key(&format!("file{n}"))).unwrap(), format!("before {n}"));
+    }
+    eventually("the first has what was written afterwards", || first.key("after").exists());
+    for node in [&first, &second] {
+        assert_eq!(json(node, &["status"])["forks"], 0);
+        assert!(warnings(node).is_empty());
+    }
+}
