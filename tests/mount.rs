@@ -1,6 +1,14 @@
 //! The mount, through the kernel: what programs do to files, and what becomes of it in the store.
 //!
 //! Needs /dev/fuse and the right to mount. Each test has a mount, a store and a second machine of its own.
+#![allow(clippy::disallowed_methods, reason = "tests wait on the real clock")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and says what it measured"
+)]
+#![allow(missing_docs, reason = "a program, not a library")]
 
 #[path = "mount/chat.rs"]
 mod chat;

@@ -109,7 +109,7 @@ fn nanos(head: &Head) -> i64 {
     i64::try_from(head.hlc.millis().0).unwrap_or(i64::MAX).saturating_mul(1_000_000)
 }
 
-/// A head's content. Never waits for the network: see [`absent`].
+/// A head's content. Never waits for the network: a large value that is not here fails at once.
 pub(crate) fn open(tree: &Tree, file: &Seen, store: StoreId) -> Answer<Opened> {
     let (.., head) = this(tree, file, store)?;
     Ok(tree.kv(&store)?.read_within(&head, Duration::ZERO)?)

@@ -124,7 +124,7 @@ fn a_save_that_moves_the_old_file_to_a_backup_first_is_one_entry() {
     let save = "echo -n > 4913; rm 4913; mv f f~; echo two > f; rm f~";
     assert_eq!(world.entries_of(save), 1);
     assert_eq!(world.here.get("f").unwrap(), b"two\n");
-    assert_eq!(world.here.heads("f").unwrap().is_conflict(), false);
+    assert!(!world.here.heads("f").unwrap().is_conflict());
     assert_eq!(world.sh("ls -A"), "f\n");
     let history = world.here.home().history(b"f").unwrap();
     assert!(history.iter().all(|head| head.is_live()), "the file was gone for others meanwhile");
