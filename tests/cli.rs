@@ -261,7 +261,8 @@ fn the_log_says_what_each_entry_does() {
     assert_eq!(last, all[1..]);
     assert!(node.lattice(&["log", "root"]).contains("found the mesh ours"));
 
-    let mut follow = node.command(&["log", "-n", "1", "-f", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut follow =
+        node.command(&["log", "-n", "1", "-f", "--json"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut followed = BufReader::new(follow.stdout.take().unwrap()).lines();
     let next = |lines: &mut dyn Iterator<Item = std::io::Result<String>>| -> Value {
         serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap()

@@ -35,9 +35,14 @@ impl Client {
             async move { stream }
         });
         let channel = Endpoint::from_static("http://lattice").connect_with_connector(connector).await;
-        channel
-            .map(|channel| Self { channel })
-            .map_err(|error| Failure::failed(format!("{}: {error}", crate::config::socket(data).display())))
+        channel.map(|channel| Self { channel }).map_err(|error| {
+            // It was there a moment ago.
+            let socket = crate::config::socket(data);
+            Failure::new(
+                Kind::Unavailable,
+                format!("{}: the node stopped before it answered: {error}", socket.display()),
+            )
+        })
     }
 
     /// The node itself.
