@@ -92,7 +92,9 @@ fn mount() {
     let node = Node::here();
     node.up();
     node.lattice(&["mesh", "init"]);
-    let trees = [node.keys(), memory.dir.path().to_owned(), disk.path().to_owned()];
+    // All as deep as a store's keys are: a path's length is part of what looking a file up costs.
+    let trees = [node.keys(), memory.dir.path().join("a/b/c"), disk.path().join("a/b/c")];
+    trees[1..].iter().for_each(|tree| fs::create_dir_all(tree).unwrap());
     let mut figures: Vec<[Vec<f64>; 3]> = vec![Default::default(), Default::default(), Default::default()];
     for round in 0..3 {
         for (tree, figures) in trees.iter().zip(&mut figures) {
