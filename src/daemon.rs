@@ -81,7 +81,8 @@ impl Daemon {
     pub async fn start(directory: Directory, settings: &Settings) -> Result<Arc<Self>, Failure> {
         let disk = |error: crate::config::DirectoryError| Failure::failed(&error).hint(error.hint());
         let key = Arc::new(directory.identity().map_err(disk)?);
-        let blobs = Arc::new(Blobs::open(&directory.blobs()).await.map_err(Failure::failed)?);
+        let blobs = Blobs::open(&directory.blobs()).await;
+        let blobs = Arc::new(blobs.map_err(|error| Failure::failed(&error).hint(error.hint()))?);
         let mut options = Options {
             listen: settings.listen,
             relays: relays(&settings.relays),

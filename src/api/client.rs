@@ -27,7 +27,7 @@ impl Client {
     /// # Errors
     /// [`Kind::NotRunning`] if none runs there; otherwise what the system said.
     pub async fn connect(data: &Path) -> Result<Self, Failure> {
-        let stream = open(data).await.map_err(|error| unreachable(data, &error))?;
+        let stream = open(data).await.and_then(ours).map_err(|error| unreachable(data, &error))?;
         // One call may follow another on this connection; it is never made anew, since the node may be another then.
         let mut stream = Some(TokioIo::new(stream));
         let connector = tower::service_fn(move |_| {
@@ -79,6 +79,17 @@ impl Client {
 async fn open(data: &Path) -> io::Result<UnixStream> {
     let directory = File::open(data)?;
     UnixStream::connect(format!("/proc/self/fd/{}/control.sock", directory.as_raw_fd())).await
+}
+
+/// Refuses a service of another user: it would refuse this one, or might not be what it seems.
+fn ours(stream: UnixStream) -> io::Result<UnixStream> {
+    let me = nix::unistd::geteuid();
+    let owner = stream.peer_cred()?.uid();
+    if me.is_root() || owner == me.as_raw() || owner == 0 {
+        Ok(stream)
+    } else {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
 }
 
 fn unreachable(data: &Path, error: &io::Error) -> Failure {

@@ -46,12 +46,10 @@ impl From<KvError> for Failure {
             }
             KvError::Submit(error) => return error.into(),
             KvError::Database(error) => return error.into(),
-            KvError::Absent(_) => {
-                return Self::new(Kind::Unavailable, error)
-                    .hint("it comes when a member that has it is online: `lattice peers`");
-            }
+            KvError::Absent(blob) => return Self::new(Kind::Unavailable, &error).hint(blob.hint()),
+            KvError::Blob(blob) => return Self::failed(&error).hint(blob.hint()),
             KvError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => "free some space first",
-            KvError::Blob(_) | KvError::Broken(_) | KvError::Io { .. } => "the node's log tells more",
+            KvError::Broken(_) | KvError::Io { .. } => "the node's log tells more",
         };
         Self::failed(error).hint(hint)
     }

@@ -1,6 +1,7 @@
 //! Large values, on iroh-blobs: import, fetch, open.
 
 mod fetch;
+mod rescue;
 mod store;
 
 use std::fs::File;
@@ -29,9 +30,47 @@ pub enum BlobError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The index of the blobs can't be opened.
+    #[error("the index of large values, {path}, can't be used: {why}")]
+    Index {
+        /// The index.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// A file does not hold what it held.
+    #[error("the file of a large value, {path}, is gone or cut short")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// The index of the blobs.
+        index: PathBuf,
+    },
     /// The blob store is closed or broken.
     #[error("the blob store failed: {0}")]
     Store(String),
+}
+
+impl BlobError {
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Absent { .. } => "it comes when a member that has it is online: `lattice peers`".into(),
+            Self::Index { path, .. } => format!(
+                "if it is damaged: stop the node, move {} away, and start it: the large values that are whole are taken in again",
+                path.display()
+            ),
+            Self::Damaged { index, .. } => format!(
+                "stop the node, move {} away, and start it: what is whole is taken in again, the rest is fetched from members",
+                index.display()
+            ),
+            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                "free some space first".into()
+            }
+            Self::Io { .. } | Self::Store(_) => "the node's log tells more".into(),
+        }
+    }
 }
 
 /// Where large values are kept. All calls block; none may be made from a tokio thread.

@@ -19,7 +19,7 @@ use iroh_blobs::{BlobFormat, HashAndFormat};
 use tokio::runtime::Handle;
 
 use super::fetch::Fetcher;
-use super::{BlobError, Payloads};
+use super::{BlobError, Payloads, rescue};
 use crate::ids::Hash;
 use crate::net::iroh::{Node, Protocol};
 
@@ -46,6 +46,7 @@ pub struct Blobs {
 pub(super) struct Disk {
     store: FsStore,
     paths: PathOptions,
+    database: PathBuf,
     runtime: Handle,
 }
 
@@ -62,8 +63,14 @@ impl Blobs {
         let inline = InlineOptions { max_data_inlined: 0, ..InlineOptions::default() };
         let options = Options { inline, ..Options::new(&dir) };
         let paths = options.path.clone();
-        let store = FsStore::load_with_opts(dir.join(DATABASE), options).await.map_err(failed)?;
-        let disk = Arc::new(Disk { store, paths, runtime: Handle::current() });
+        let database = dir.join(DATABASE);
+        let lost = rescue::put_aside(&dir, &database, &paths.data_path)?;
+        let loaded = FsStore::load_with_opts(database.clone(), options).await;
+        let store = loaded.map_err(|error| BlobError::Index { path: database.clone(), why: error.to_string() })?;
+        let disk = Arc::new(Disk { store, paths, database, runtime: Handle::current() });
+        if let Some(lost) = lost {
+            rescue::take_in(&disk, &lost).await?;
+        }
         let fetcher = Fetcher::start(disk.clone());
         Ok(Self { disk, fetcher })
     }
@@ -162,7 +169,12 @@ impl Disk {
         if size == 0 {
             return tempfile::tempfile().map_err(|source| BlobError::Io { path, source });
         }
-        File::open(&path).map_err(|source| BlobError::Io { path, source })
+        let opened = File::open(&path).and_then(|file| Ok((file.metadata()?.len() == size, file)));
+        match opened {
+            Ok((true, file)) => Ok(file),
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(BlobError::Io { path, source }),
+            Ok((false, _)) | Err(_) => Err(BlobError::Damaged { path, index: self.database.clone() }),
+        }
     }
 }
 

@@ -180,8 +180,12 @@ async fn running(context: &Context, flags: &Flags) -> Result<(Client, bool), Fai
             Ok(client) => return Ok((client, false)),
             Err(failure) if !matches!(failure.kind, Kind::NotRunning | Kind::Unavailable) => return Err(failure),
             Err(_) if in_use(&context.data).is_none() => {
-                start(context, flags).await?;
-                return Ok((context.client().await?, true));
+                match start(context, flags).await {
+                    Ok(()) => return Ok((context.client().await?, true)),
+                    // Another command starts it at the same time.
+                    Err(failure) if failure.kind == Kind::Refused && in_use(&context.data).is_some() => {}
+                    Err(failure) => return Err(failure),
+                }
             }
             // It starts or stops just now.
             Err(failure) if monotonic().duration_since(began) > PATIENCE => return Err(failure),

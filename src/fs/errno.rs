@@ -90,7 +90,9 @@ fn chat(error: &ChatError) -> i32 {
 
 fn blob(error: &BlobError) -> i32 {
     match error {
-        BlobError::Absent { .. } | BlobError::Store(_) => libc::EIO,
+        BlobError::Absent { .. } | BlobError::Index { .. } | BlobError::Damaged { .. } | BlobError::Store(_) => {
+            libc::EIO
+        }
         BlobError::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
     }
 }

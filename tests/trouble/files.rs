@@ -243,3 +243,57 @@ fn a_lost_store_comes_back_from_a_member_before_anything_new_is_written_so_that_
         assert!(warnings(node).is_empty());
     }
 }
+
+fn large(n: u32) -> Vec<u8> {
+    (0..50_000u32).flat_map(|at| (at ^ n.wrapping_mul(2_654_435_761)).to_le_bytes()).collect()
+}
+
+#[test]
+fn a_damaged_index_of_large_values_is_named_and_moving_it_away_brings_them_back() {
+    let node = founder();
+    for n in 0..3 {
+        fs::write(node.key(&format!("large{n}")), large(n)).unwrap();
+    }
+    node.lattice(&["down"]);
+    let index = node.data().join("blobs/blobs.db");
+    for (what, spoil) in &DAMAGES[..3] {
+        spoil(&index);
+        let said = no_start(&node, FAILED);
+        assert!(said.error.contains(index.to_str().unwrap()), "{what}: {}", said.error);
+        assert!(said.hint.contains("taken in again"), "{what}: {}", said.hint);
+        fs::rename(&index, index.with_extension("damaged")).unwrap();
+        node.up();
+        for n in 0..3 {
+            assert!(fs::read(node.key(&format!("large{n}"))).unwrap() == large(n), "{what}: number {n} is lost");
+        }
+        node.lattice(&["down"]);
+    }
+    assert!(!node.data().join("blobs/lost").exists());
+}
+
+#[test]
+fn a_large_value_whose_file_is_damaged_is_never_read_short_and_comes_again_from_a_member() {
+    let first = founder();
+    let second = joined(&first);
+    fs::write(first.key("large"), large(7)).unwrap();
+    eventually("the second has all of it", || fs::read(second.key("large")).is_ok_and(|read| read == large(7)));
+    second.lattice(&["down"]);
+    let blobs = second.data().join("blobs");
+    let file = contents(&blobs.join("data"))
+        .into_iter()
+        .map(|(path, _)| path)
+        .find(|path| path.extension().unwrap() == "data");
+    let file = file.unwrap();
+    let cut = File::options().write(true).open(&file).unwrap();
+    cut.set_len(100_000).unwrap();
+    second.up();
+    let error = fs::read(second.key("large")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(nix::libc::EIO));
+    let said = refused(&second, &["kv", "get", "large"], FAILED);
+    assert!(said.error.contains(file.to_str().unwrap()) && said.hint.contains("blobs.db"), "{}", said.all());
+    second.lattice(&["down"]);
+    fs::remove_file(blobs.join("blobs.db")).unwrap();
+    second.up();
+    eventually("it has come again", || fs::read(second.key("large")).is_ok_and(|read| read == large(7)));
+    assert_eq!(fs::metadata(blobs.join("lost").join(file.file_name().unwrap())).unwrap().len(), 100_000);
+}

@@ -108,6 +108,26 @@ fn up_and_down_may_be_said_twice_and_up_elsewhere_adds_a_mount() {
 }
 
 #[test]
+fn several_that_say_up_at_once_all_get_the_one_node() {
+    let node = Node::here();
+    let mount = node.mount();
+    let args = ["up", text(&mount), "--listen", "127.0.0.1:0", "--json"];
+    for _ in 0..3 {
+        let spawn = |_| node.command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let ups: Vec<_> = (0..4).map(spawn).collect();
+        let mut pids = std::collections::BTreeSet::new();
+        for up in ups {
+            let output = up.wait_with_output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            pids.insert(said["pid"].as_i64().unwrap());
+        }
+        assert_eq!(pids.len(), 1);
+        node.lattice(&["down"]);
+    }
+}
+
+#[test]
 fn what_someone_else_unmounted_is_not_called_mounted_and_up_mounts_it_again() {
     let node = founder();
     fs::write(node.key("key"), "value").unwrap();
@@ -144,7 +164,7 @@ fn after_a_kill_up_clears_the_dead_mount_and_shows_all_that_was_synced() {
     drop(file);
     node.kill();
     assert!(is_mounted(&node.mount()));
-    refused(&node, &["status"], NOT_RUNNING);
+    eventually("nothing of it answers", || node.attempt(&["status"]).status.code() == Some(NOT_RUNNING));
     node.up();
     assert_eq!(fs::read_to_string(node.key("synced")).unwrap(), "value");
 

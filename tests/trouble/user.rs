@@ -147,8 +147,8 @@ fn an_ordinary_user_mounts_writes_reads_and_stops_and_nobody_else_gets_anything(
         fs::set_permissions(machine.data().join(path), fs::Permissions::from_mode(open)).unwrap();
     }
     for args in [&["status"][..], &["kv", "get", "key"], &["down"]] {
-        let output = machine.attempt(BERT, args);
-        assert!(!output.status.success() && output.stdout.is_empty(), "{args:?} got an answer");
+        let said = machine.refused(BERT, args, REFUSED);
+        assert!(said.error.contains("belongs to another user"), "{args:?}: {}", said.error);
     }
     assert_eq!(machine.lattice(&["kv", "get", "key"]), "value\n");
 

@@ -270,7 +270,10 @@ impl Kv {
                     Some(file) => file,
                     None => self.payloads.fetch(&hash, size, patience).map_err(|error| match error {
                         BlobError::Absent { .. } => KvError::Absent(error),
-                        BlobError::Io { .. } | BlobError::Store(_) => KvError::Blob(error),
+                        BlobError::Io { .. }
+                        | BlobError::Index { .. }
+                        | BlobError::Damaged { .. }
+                        | BlobError::Store(_) => KvError::Blob(error),
                     })?,
                 };
                 Ok(Opened::File(file, size))
