@@ -220,6 +220,27 @@ fn imports_run_down_only() {
 }
 
 #[test]
+fn crates_that_hold_keys_files_and_connections_come_in_one_version_and_from_the_registry() {
+    let read = |name: &str| -> toml::Table {
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap().parse().unwrap()
+    };
+    let (policy, lock) = (read("deny.toml"), read("Cargo.lock"));
+    let packages = lock["package"].as_array().unwrap();
+    let count = |name: &str| packages.iter().filter(|package| package["name"].as_str() == Some(name)).count();
+    for rule in policy["bans"]["deny"].as_array().unwrap() {
+        let name = rule["crate"].as_str().unwrap();
+        let allowed = usize::from(rule.get("deny-multiple-versions").is_some());
+        assert_eq!(count(name), allowed, "Cargo.lock has another number of {name} than deny.toml allows");
+    }
+    let registries = policy["sources"]["allow-registry"].as_array().unwrap();
+    for package in packages {
+        let from = package.get("source").map(|source| source.as_str().unwrap().trim_start_matches("registry+"));
+        let known = from.is_none_or(|from| registries.iter().any(|registry| registry.as_str() == Some(from)));
+        assert!(known, "{} comes from {from:?}", package["name"]);
+    }
+}
+
+#[test]
 fn a_file_is_named_after_what_is_in_it() {
     let mut files = Vec::new();
     sources(&root(), &mut files);
