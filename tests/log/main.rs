@@ -1,4 +1,5 @@
 //! The log: what counts, what is visible, what leaves the node, and what a crash takes.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on stops with the reason")]
 
 mod crash;
 mod disk;
