@@ -4,9 +4,10 @@
 #![allow(clippy::cast_possible_truncation, reason = "counts far below any limit")]
 #![allow(missing_docs, reason = "a program, not a library")]
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -20,7 +21,7 @@ use lattice::replication::log::{Log, Origin, Parts, events};
 use lattice::replication::machine::StateMachine;
 use lattice::replication::membership::{Member, Membership, Role};
 use lattice::replication::verify::verify;
-use lattice::stores::kv::{Kind, Kv, Machine, Op, Value};
+use lattice::stores::kv::{Kind, Kv, Machine, Node, Op, Value};
 
 const STEP: u64 = 100_000;
 const CACHE: usize = 64 << 20;
@@ -78,50 +79,168 @@ fn put(n: u64) -> Op {
     }
 }
 
+/// Processor time of this process so far, in seconds.
+fn processor() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
+}
+
+/// Memory of this process, in MB: now and at most.
+fn memory() -> (u64, u64) {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let of = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1_024
+    };
+    (of("VmRSS"), of("VmHWM"))
+}
+
+struct Cost {
+    rate: f64,
+    /// Processor time, in microseconds each.
+    each: f64,
+}
+
+fn timed(count: u64, work: impl FnOnce()) -> Cost {
+    let (begin, used) = (Instant::now(), processor());
+    work();
+    Cost { rate: count as f64 / begin.elapsed().as_secs_f64(), each: (processor() - used) * 1e6 / count as f64 }
+}
+
+fn percentiles(mut times: Vec<Duration>) -> String {
+    times.sort_unstable();
+    let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e3;
+    format!("p50 {:.3} ms, p99 {:.3} ms, worst {:.3} ms", at(0.5), at(0.99), at(1.0))
+}
+
+fn each(count: u64, mut work: impl FnMut(u64)) -> String {
+    let begin = Instant::now();
+    (0..count).for_each(&mut work);
+    format!("{:.2} µs", begin.elapsed().as_secs_f64() * 1e6 / count as f64)
+}
+
+fn path_of(n: u64) -> Vec<u8> {
+    put(n).path().to_vec()
+}
+
+/// What reading costs in a store of `total` entries.
+fn reading(kv: &Kv, total: u64) {
+    let any = |n: u64| n.wrapping_mul(0x2545_f491_4f6c_dd1d) % total;
+    println!("view                       {}", each(100_000, |_| drop(kv.log().database().view().unwrap())));
+    println!("node, there                {}", each(100_000, |n| assert!(kv.node(&path_of(any(n))).unwrap().is_some())));
+    let absent = |n: u64| [&path_of(any(n))[..], b".none"].concat();
+    println!("node, not there            {}", each(100_000, |n| assert!(kv.node(&absent(n)).unwrap().is_none())));
+    println!("node, a directory          {}", each(100_000, |n| assert!(kv.node(&directory(n)).unwrap().is_some())));
+    let mut listed = 0;
+    let cost = each(1_000, |n| listed += kv.children(&directory(n), None, 10_000).unwrap().len());
+    println!("children, {} names on average {cost}", listed / 1_000);
+    println!(
+        "children of the root       {}",
+        each(20, |_| assert!(!kv.children(b"", None, 10_000).unwrap().is_empty()))
+    );
+    println!(
+        "content of a file          {}",
+        each(100_000, |n| {
+            let Some(Node::File(head)) = kv.node(&path_of(any(n))).unwrap() else { panic!("no file") };
+            kv.read(&head).unwrap();
+        })
+    );
+}
+
+fn directory(n: u64) -> Vec<u8> {
+    format!("dir{}", n % 1_000).into_bytes()
+}
+
+/// Opens the store in a process of its own.
+fn reopen(path: &Path) {
+    let begin = Instant::now();
+    let log = open(path, 2);
+    let took = begin.elapsed();
+    println!("opening: {:.3} s, {} MB", took.as_secs_f64(), memory().0);
+    let kv = Kv::new(Arc::new(log), Arc::new(NoBlobs));
+    let total = kv.count().unwrap();
+    reading(&kv, total);
+    println!("after reading: {} MB", memory().0);
+    let mut waits = Vec::new();
+    for n in 0..500 {
+        let begin = Instant::now();
+        let receipt = kv.submit(vec![put(total + n)], Origin::Local).unwrap();
+        kv.wait(receipt.staged).unwrap();
+        waits.push(begin.elapsed());
+    }
+    println!("one write until it is durable: {}", percentiles(waits));
+}
+
 fn main() {
+    if let Some(path) = std::env::var_os("LATTICE_BENCH_REOPEN") {
+        return reopen(Path::new(&path));
+    }
     let total: u64 = std::env::args().find_map(|arg| arg.parse().ok()).unwrap_or(1_000_000);
     let dir = tempfile::tempdir().unwrap();
     let one = Arc::new(open(&dir.path().join("one.redb"), 1));
     let kv = Kv::new(one.clone(), Arc::new(NoBlobs));
-    let two = open(&dir.path().join("two.redb"), 2);
+    let path = dir.path().join("two.redb");
+    let two = open(&path, 2);
     println!(
-        "| entries | written/s | included/s | verified/s | included:verified | bytes/entry |\n|---|---|---|---|---|---|"
+        "| entries | written/s | µs each | included/s | µs each | verified/s | included:verified | bytes/entry | include until durable, 1,024 at a time |"
     );
+    println!("|---|---|---|---|---|---|---|---|---|");
     for start in (0..total).step_by(STEP as usize) {
-        let begin = Instant::now();
-        let mut staged = 0;
-        for n in start..start + STEP {
-            staged = kv.submit(vec![put(n)], Origin::Local).unwrap().staged;
-        }
-        one.wait(staged).unwrap();
-        let written = STEP as f64 / begin.elapsed().as_secs_f64();
-
+        let wrote = timed(STEP, || {
+            for n in start..start + STEP {
+                kv.submit(vec![put(n)], Origin::Local).unwrap();
+            }
+            one.database().flush().unwrap();
+        });
         let view = one.database().durable().unwrap();
         let entries: Vec<Entry> = one.chain(&view, &one.me(), start, STEP as usize).unwrap();
         drop(view);
-        let begin = Instant::now();
-        for frame in entries.chunks(FRAME) {
-            assert!(verify(frame).iter().all(|valid| *valid));
-        }
-        let verified = STEP as f64 / begin.elapsed().as_secs_f64();
-
-        let begin = Instant::now();
-        for frame in entries.chunks(FRAME) {
-            two.include(frame, Origin::Pulled).unwrap();
-        }
-        two.database().flush().unwrap();
-        let included = STEP as f64 / begin.elapsed().as_secs_f64();
-        let size = std::fs::metadata(dir.path().join("two.redb")).unwrap().len();
+        let verified = timed(STEP, || {
+            for frame in entries.chunks(FRAME) {
+                assert!(verify(frame).iter().all(|valid| *valid));
+            }
+        });
+        let waits = Arc::new(Mutex::new((Vec::new(), VecDeque::<(u64, Instant)>::new())));
+        let told = Arc::clone(&waits);
+        two.outbox(Box::new(move |durable| {
+            let mut waits = told.lock().unwrap();
+            let mut left = durable.entries.len() as u64;
+            while left > 0
+                && let Some((count, since)) = waits.1.pop_front()
+            {
+                left -= count;
+                waits.0.push(since.elapsed());
+            }
+        }));
+        let included = timed(STEP, || {
+            for frame in entries.chunks(FRAME) {
+                waits.lock().unwrap().1.push_back((frame.len() as u64, Instant::now()));
+                two.include(frame, Origin::Pulled).unwrap();
+            }
+            two.database().flush().unwrap();
+        });
+        let size = std::fs::metadata(&path).unwrap().len();
+        let waits = std::mem::take(&mut waits.lock().unwrap().0);
         println!(
-            "| {} | {written:.0} | {included:.0} | {verified:.0} | {:.2} | {} |",
+            "| {} | {:.0} | {:.1} | {:.0} | {:.1} | {:.0} | {:.2} | {} | {} |",
             start + STEP,
-            included / verified,
-            size / (start + STEP)
+            wrote.rate,
+            wrote.each,
+            included.rate,
+            included.each,
+            verified.rate,
+            included.rate / verified.rate,
+            size / (start + STEP),
+            percentiles(waits)
         );
     }
+    println!("memory of two such stores while written: {} MB, {} MB at most", memory().0, memory().1);
     let begin = Instant::now();
     drop(two);
-    let reopened = open(&dir.path().join("two.redb"), 2);
-    println!("closing and opening again at {total} entries: {:.3} s", begin.elapsed().as_secs_f64());
-    drop(reopened);
+    println!("closing: {:.3} s", begin.elapsed().as_secs_f64());
+    drop(kv);
+    drop(one);
+    let done = std::process::Command::new(std::env::current_exe().unwrap()).env("LATTICE_BENCH_REOPEN", &path).status();
+    assert!(done.unwrap().success());
 }

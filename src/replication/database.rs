@@ -1,29 +1,44 @@
 //! One redb file and, before it, what is staged: visible at once, durable within milliseconds.
 //!
-//! A write is put on the *active* layers in memory, where every reader sees it. The flusher thread takes them
-//! whole, writes them as one durable redb transaction, in key order, and starts again as soon as there is more:
-//! group commit. A [`View`] reads the layers of its moment over a redb snapshot, so it is consistent and nobody waits
-//! for it; [`Database::durable`] reads the snapshot alone, which is all that may leave the node.
+//! A write goes through four places, the newest first, and a [`View`] reads them as one:
 //!
-//! Invariants: staged sets enter redb in the order in which they were staged, each whole or not at all; one commit at a
-//! time; of the locks, `committing` is taken before `staged`, and that before `progress`, none of them while `redb`
+//! 1. the *active* layers in memory, where every reader sees it at once;
+//! 2. the *frozen* layers, while the flusher thread commits them: as one row of the table `runs`, so that a commit
+//!    touches few pages whatever keys it holds. It starts again as soon as there is more: group commit;
+//! 3. the *runs*: layers in memory whose rows are durable in `runs`. [`Database::durable`] sees from here on down, which
+//!    is all that may leave the node;
+//! 4. the tables themselves, into which runs are merged when there are many or nothing else is to do: in the keys'
+//!    order, since one page then takes many rows, and a slice with each commit, so that no commit takes long.
+//!
+//! Opening reads the table `runs` back into memory. A crash during a merge leaves the runs there, over what was merged.
+//!
+//! Invariants: staged sets become durable in the order in which they were staged, each whole or not at all; one commit
+//! at a time; of the locks, `committing` is taken before `staged`, and that before `progress`, none of them while `redb`
 //! works on the disk but `committing` and, when the file is reopened, `staged`. Layers stay in `frozen` until they are
-//! durable. After a failed commit nothing more is staged; if the disk was full, until a later try succeeds.
+//! durable, and in memory until they are merged. After a failed commit nothing more is staged; if the disk was full,
+//! until a later try succeeds.
 
+mod commit;
+mod failure;
 mod layer;
+mod rows;
+mod run;
 mod view;
 
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use redb::{ReadableDatabase, TableDefinition};
 
 use super::limits;
-use crate::clock::monotonic;
+use commit::{Committing, Open, Progress, Shared, Staged, read_runs};
+pub use failure::DatabaseError;
+use failure::{failure, guarded};
 pub use layer::Layer;
 use layer::Stack;
+use view::Snapshot;
 pub use view::{Flow, Read, Txn, View, prefix};
 
 /// The name of a table: bytes to bytes, in the order of the bytes.
@@ -34,120 +49,8 @@ pub const FORMAT: u32 = 1;
 
 const FORMAT_TABLE: TableDefinition<'_, &str, u32> = TableDefinition::new("format");
 
-/// A set that is staged so soon after a commit is one of a stream.
-const BUSY: Duration = Duration::from_millis(5);
-/// How long sets of a stream gather before they are committed together.
-const GATHER: Duration = Duration::from_millis(15);
-/// How often a full disk is tried again.
-const RETRY: Duration = Duration::from_secs(1);
-/// What must be free on a disk that was full before it is tried again: this, and a multiple of what is staged.
-const ROOM: u64 = 4 * 1024 * 1024;
-
-/// What can go wrong with a store's file. Ours or the disk's fault, never a peer's.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum DatabaseError {
-    /// The file can't be opened, read or written.
-    #[error("{path}: {source}")]
-    Io {
-        /// The store's file.
-        path: PathBuf,
-        /// What redb or the system said.
-        source: Arc<redb::Error>,
-    },
-    /// The disk has no room.
-    #[error("{path}: no space left on the disk")]
-    Full {
-        /// The store's file.
-        path: PathBuf,
-    },
-    /// The file holds what it can't hold.
-    #[error("{path}: {what}")]
-    Corrupt {
-        /// The store's file.
-        path: PathBuf,
-        /// What was found.
-        what: String,
-    },
-    /// A newer build wrote the file.
-    #[error("{path}: format {found} is newer than this build's {FORMAT}")]
-    Newer {
-        /// The store's file.
-        path: PathBuf,
-        /// Its format.
-        found: u32,
-    },
-    /// Another process has the file open.
-    #[error("{path}: another process has this store open")]
-    InUse {
-        /// The store's file.
-        path: PathBuf,
-    },
-    /// An earlier commit failed; nothing more is taken until the store is reopened.
-    #[error("{path}: takes no more writes since a commit failed ({cause})")]
-    Stopped {
-        /// The store's file.
-        path: PathBuf,
-        /// The first failure.
-        cause: String,
-    },
-}
-
-impl DatabaseError {
-    /// What to do about it.
-    #[must_use]
-    pub const fn hint(&self) -> &'static str {
-        match self {
-            Self::Full { .. } => "free some space on that disk; writing then goes on by itself",
-            Self::Corrupt { .. } => {
-                "stop the node, move that file away, and start it again: what other members have of it is fetched again"
-            }
-            Self::Newer { .. } => "install the newer lattice again",
-            Self::InUse { .. } => "stop the program that has it open",
-            Self::Stopped { .. } => "see to the disk, then stop the node and start it again",
-            Self::Io { .. } => "see to the disk; the node's log may tell more",
-        }
-    }
-}
-
 /// The result of a use of the database.
 pub type Result<T> = std::result::Result<T, DatabaseError>;
-
-#[derive(Default)]
-struct Staged {
-    /// `None` only while the file is reopened, or if that failed.
-    redb: Option<Arc<redb::Database>>,
-    active: Stack,
-    frozen: Stack,
-}
-
-/// How far staging and durability have come, in staged sets.
-#[derive(Default)]
-struct Progress {
-    staged: u64,
-    durable: u64,
-    /// Bytes in the active layers.
-    waiting: usize,
-    /// Callers that wait for durability.
-    hurried: u32,
-    stop: bool,
-    failed: Option<DatabaseError>,
-}
-
-type OnDurable = Box<dyn Fn(u64) + Send + Sync>;
-type Open = Box<dyn Fn() -> Result<redb::Database> + Send + Sync>;
-
-struct Shared {
-    path: PathBuf,
-    /// Opens the file anew; `None` if that can't be done.
-    open: Option<Open>,
-    staged: RwLock<Staged>,
-    progress: Mutex<Progress>,
-    changed: Condvar,
-    /// Told when the flusher is not to gather any longer.
-    hurry: Condvar,
-    committing: Mutex<()>,
-    on_durable: Mutex<Option<OnDurable>>,
-}
 
 /// A store's file. Dropping it commits what is staged.
 pub struct Database {
@@ -165,41 +68,6 @@ impl std::fmt::Debug for Database {
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn failure(path: &Path, error: impl Into<redb::Error>) -> DatabaseError {
-    let path = path.to_owned();
-    match error.into() {
-        redb::Error::Corrupted(what) => DatabaseError::Corrupt { path, what },
-        redb::Error::DatabaseAlreadyOpen => DatabaseError::InUse { path },
-        redb::Error::Io(error) if matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) => {
-            DatabaseError::Full { path }
-        }
-        redb::Error::Io(error)
-            if matches!(error.kind(), std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof) =>
-        {
-            DatabaseError::Corrupt { path, what: format!("this is no store file, or only a part of one ({error})") }
-        }
-        error @ (redb::Error::TableTypeMismatch { .. }
-        | redb::Error::TypeDefinitionChanged { .. }
-        | redb::Error::TableIsMultimap(_)
-        | redb::Error::UpgradeRequired(_)) => {
-            DatabaseError::Corrupt { path, what: format!("this is not a file of this program ({error})") }
-        }
-        source => DatabaseError::Io { path, source: Arc::new(source) },
-    }
-}
-
-/// Does `work` in redb, which panics on some damaged files: here that is an error like any other.
-fn guarded<T>(path: &Path, work: impl FnOnce() -> std::result::Result<T, redb::Error>) -> Result<T> {
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
-        Ok(done) => done.map_err(|error| failure(path, error)),
-        Err(panic) => {
-            let said = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref().copied());
-            let what = format!("the file is damaged ({})", said.unwrap_or("no reason given"));
-            Err(DatabaseError::Corrupt { path: path.to_owned(), what })
-        }
-    }
 }
 
 impl Database {
@@ -238,14 +106,20 @@ impl Database {
 
     fn with(redb: redb::Database, path: &Path, open: Option<Open>, automatic: bool) -> Result<Self> {
         check_format(&redb, path)?;
+        let (runs, next) = read_runs(&redb, path)?;
         let shared = Arc::new(Shared {
             path: path.to_owned(),
             open,
-            staged: RwLock::new(Staged { redb: Some(Arc::new(redb)), ..Staged::default() }),
-            progress: Mutex::default(),
+            staged: RwLock::new(Staged {
+                snapshot: Some(Arc::new(guarded(path, || Snapshot::of(&redb))?)),
+                redb: Some(Arc::new(redb)),
+                runs,
+                ..Staged::default()
+            }),
+            progress: Mutex::new(Progress::default()),
             changed: Condvar::new(),
             hurry: Condvar::new(),
-            committing: Mutex::default(),
+            committing: Mutex::new(Committing::new(next)),
             on_durable: Mutex::default(),
         });
         let handle = if automatic {
@@ -256,6 +130,16 @@ impl Database {
             None
         };
         Ok(Self { shared, automatic, flusher: Mutex::new(handle) })
+    }
+
+    /// Merges runs when they are larger than `limit` bytes, in place of the usual limit, and spends `slice` on that in
+    /// each commit.
+    #[must_use]
+    pub fn merging(self, limit: usize, slice: Duration) -> Self {
+        let mut committing = locked(&self.shared.committing);
+        (committing.limit, committing.slice) = (limit, slice);
+        drop(committing);
+        self
     }
 
     /// Calls `hook` with the number of the last durable set after each durable commit, from the flusher's thread, in
@@ -272,9 +156,7 @@ impl Database {
         let staged = self.shared.staged();
         let mut layers = staged.frozen.clone();
         layers.append(staged.active.clone());
-        // Under the lock, lest layers become durable in between: then they would lie over newer ones.
-        let txn = self.shared.snapshot(&staged)?;
-        Ok(View::new(layers, txn, &self.shared.path))
+        Ok(View::new(layers, staged.durable(), self.shared.snapshot(&staged)?, &self.shared.path))
     }
 
     /// Only what survives a crash: all that may be shown to other nodes.
@@ -282,8 +164,8 @@ impl Database {
     /// # Errors
     /// If the file can't be read.
     pub fn durable(&self) -> Result<View<'_>> {
-        let txn = self.shared.snapshot(&self.shared.staged())?;
-        Ok(View::new(Stack::default(), txn, &self.shared.path))
+        let staged = self.shared.staged();
+        Ok(View::new(Stack::default(), staged.durable(), self.shared.snapshot(&staged)?, &self.shared.path))
     }
 
     /// Whether so much is staged that [`Database::ready`] may soon have to wait for the disk.
@@ -300,7 +182,11 @@ impl Database {
     pub fn ready(&self) -> Result<()> {
         let shared = &self.shared;
         let mut progress = locked(&shared.progress);
-        while self.automatic && !progress.stop && progress.failed.is_none() && progress.waiting > limits::STAGED_BYTES {
+        while self.automatic
+            && !progress.stop
+            && progress.failed.is_none()
+            && (progress.waiting > limits::STAGED_BYTES || progress.behind)
+        {
             progress = shared.changed.wait(progress).unwrap_or_else(PoisonError::into_inner);
         }
         shared.check(&progress)
@@ -320,7 +206,7 @@ impl Database {
         progress.staged += 1;
         progress.waiting = staged.active.bytes();
         let number = progress.staged;
-        let crowded = progress.waiting > limits::STAGED_BYTES / 2;
+        let crowded = progress.is_crowded();
         drop(progress);
         drop(staged);
         shared.changed.notify_all();
@@ -349,7 +235,7 @@ impl Database {
             shared.check(&progress)?;
             if !self.automatic || progress.stop {
                 drop(progress);
-                return shared.commit();
+                return shared.commit(false);
             }
             progress.hurried += 1;
             shared.hurry.notify_all();
@@ -376,7 +262,7 @@ impl Database {
     /// # Errors
     /// If the commit fails.
     pub fn flush(&self) -> Result<()> {
-        if self.automatic { self.wait(self.staged()) } else { self.shared.commit() }
+        if self.automatic { self.wait(self.staged()) } else { self.shared.commit(false) }
     }
 
     /// Stops the flusher after it has committed what is staged. What is staged later is committed by
@@ -395,7 +281,7 @@ impl Database {
         if handle.is_some_and(|handle| handle.join().is_err()) {
             tracing::error!(target: "store", path = %self.shared.path.display(), "the store's thread ended early");
         }
-        self.shared.commit()
+        self.shared.commit(false)
     }
 }
 
@@ -405,187 +291,6 @@ impl Drop for Database {
             tracing::error!(target: "store", %error, "closing");
         }
     }
-}
-
-impl Shared {
-    fn staged(&self) -> RwLockReadGuard<'_, Staged> {
-        self.staged.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn staged_mut(&self) -> RwLockWriteGuard<'_, Staged> {
-        self.staged.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn snapshot(&self, staged: &Staged) -> Result<redb::ReadTransaction> {
-        match &staged.redb {
-            Some(redb) => guarded(&self.path, || Ok(redb.begin_read()?)),
-            None => Err(match &locked(&self.progress).failed {
-                Some(cause) => cause.clone(),
-                None => DatabaseError::Stopped { path: self.path.clone(), cause: "the file is not open".into() },
-            }),
-        }
-    }
-
-    /// Whether writes are taken.
-    fn check(&self, progress: &Progress) -> Result<()> {
-        match &progress.failed {
-            None => Ok(()),
-            Some(full @ DatabaseError::Full { .. }) => Err(full.clone()),
-            Some(
-                cause @ (DatabaseError::Io { .. }
-                | DatabaseError::Corrupt { .. }
-                | DatabaseError::Newer { .. }
-                | DatabaseError::InUse { .. }
-                | DatabaseError::Stopped { .. }),
-            ) => Err(DatabaseError::Stopped { path: self.path.clone(), cause: cause.to_string() }),
-        }
-    }
-
-    fn run(&self) {
-        let mut full = false;
-        let mut ended: Option<Instant> = None;
-        loop {
-            let mut progress = locked(&self.progress);
-            while progress.staged == progress.durable && !progress.stop {
-                progress = self.changed.wait(progress).unwrap_or_else(PoisonError::into_inner);
-            }
-            if ended.is_some_and(|ended| ended.elapsed() < BUSY) {
-                progress = self.gather(progress);
-            }
-            let done = progress.stop;
-            drop(progress);
-            if done {
-                // What is left is committed by whoever closes.
-                return;
-            }
-            match self.commit() {
-                Ok(()) => full = false,
-                Err(error @ DatabaseError::Full { .. }) => {
-                    if !std::mem::replace(&mut full, true) {
-                        tracing::error!(target: "store", %error, "writes are refused until there is room");
-                    }
-                    self.await_room();
-                }
-                Err(error) => {
-                    tracing::error!(target: "store", %error, "commit failed: the store takes no more writes");
-                    return;
-                }
-            }
-            ended = Some(monotonic());
-        }
-    }
-
-    /// Under a stream of writes, lets some gather before the next commit: each costs about a millisecond of a core,
-    /// however little it holds. Whoever waits for durability ends it.
-    fn gather<'a>(&self, mut progress: MutexGuard<'a, Progress>) -> MutexGuard<'a, Progress> {
-        let began = monotonic();
-        while progress.hurried == 0 && !progress.stop && progress.waiting <= limits::STAGED_BYTES / 2 {
-            let Some(rest) = GATHER.checked_sub(began.elapsed()) else { break };
-            progress = self.hurry.wait_timeout(progress, rest).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        progress
-    }
-
-    /// Waits until the disk may have room again, or the database is closed.
-    fn await_room(&self) {
-        let need = ROOM + 8 * self.staged().frozen.bytes() as u64;
-        let mut progress = locked(&self.progress);
-        while !progress.stop {
-            progress = self.changed.wait_timeout(progress, RETRY).unwrap_or_else(PoisonError::into_inner).0;
-            // If the system does not say how much is free, the commit will.
-            let free = nix::sys::statvfs::statvfs(&self.path);
-            if free.map_or(true, |free| free.blocks_available() * free.fragment_size() >= need) {
-                return;
-            }
-        }
-    }
-
-    /// Moves the active layers, and those of a commit that failed before, into redb, durably.
-    fn commit(&self) -> Result<()> {
-        let one_at_a_time = locked(&self.committing);
-        let (redb, layers, number) = {
-            let mut staged = self.staged_mut();
-            let mut progress = locked(&self.progress);
-            match self.check(&progress) {
-                Ok(()) | Err(DatabaseError::Full { .. }) => {}
-                Err(stopped) => return Err(stopped),
-            }
-            progress.waiting = 0;
-            let number = progress.staged;
-            drop(progress);
-            let active = std::mem::take(&mut staged.active);
-            staged.frozen.append(active);
-            (staged.redb.clone(), staged.frozen.clone(), number)
-        };
-        let result = match &redb {
-            _ if layers.is_empty() => Ok(()),
-            Some(redb) => guarded(&self.path, || write(redb, &layers)),
-            None => Err(DatabaseError::Full { path: self.path.clone() }),
-        };
-        drop(redb);
-        self.settle(&result, number);
-        self.changed.notify_all();
-        if result.is_ok() {
-            self.tell(number);
-        }
-        drop(one_at_a_time);
-        result
-    }
-
-    /// Calls the hook. A fault in it must not end the flusher.
-    fn tell(&self, number: u64) {
-        if let Some(hook) = &*locked(&self.on_durable)
-            && std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| hook(number))).is_err()
-        {
-            tracing::error!(target: "store", "telling of durable writes failed");
-        }
-    }
-
-    /// Notes what became of the commit of all sets up to `number`.
-    fn settle(&self, result: &Result<()>, number: u64) {
-        let mut staged = self.staged_mut();
-        match result {
-            Ok(()) => {
-                let durable = std::mem::take(&mut staged.frozen);
-                let mut progress = locked(&self.progress);
-                progress.durable = number;
-                progress.failed = None;
-                drop(progress);
-                drop(staged);
-                drop(durable);
-            }
-            // The layers stay readable: what was acknowledged as visible remains so until the process ends.
-            Err(error) => {
-                locked(&self.progress).failed = Some(error.clone());
-                // After a failed write redb reads no more either, until it is opened anew.
-                if let (DatabaseError::Full { .. }, Some(open)) = (error, &self.open) {
-                    staged.redb = None;
-                    match open() {
-                        Ok(redb) => staged.redb = Some(Arc::new(redb)),
-                        // Tried again with the next commit.
-                        Err(DatabaseError::Full { .. }) => {}
-                        Err(error) => locked(&self.progress).failed = Some(error),
-                    }
-                }
-            }
-        }
-    }
-}
-
-fn write(redb: &redb::Database, layers: &Stack) -> std::result::Result<(), redb::Error> {
-    let mut txn = redb.begin_write()?;
-    txn.set_durability(redb::Durability::Immediate)?;
-    txn.set_quick_repair(true);
-    for name in layers.tables() {
-        let definition: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new(name);
-        let mut table = txn.open_table(definition)?;
-        layers.each(name, |key, value| match value {
-            Some(value) => table.insert(key, value).map(drop),
-            None => table.remove(key).map(drop),
-        })?;
-    }
-    txn.commit()?;
-    Ok(())
 }
 
 /// Makes the file under another name and renames it when it is whole, so that a crash leaves none or a good one.

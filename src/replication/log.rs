@@ -22,7 +22,7 @@
 
 mod regain;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -233,6 +233,37 @@ struct Head {
     next: u64,
     fingerprint: Fingerprint,
     frontier: BTreeMap<Hash, Hlc>,
+    /// What of the frontier came and went since the last staged set.
+    came: BTreeSet<Hash>,
+    went: BTreeSet<Hash>,
+}
+
+impl Head {
+    fn add(&mut self, hash: Hash, header: &Header) {
+        for parent in header.parents() {
+            if self.frontier.remove(&parent).is_some() && !self.came.remove(&parent) {
+                self.went.insert(parent);
+            }
+        }
+        self.frontier.insert(hash, header.hlc);
+        self.came.insert(hash);
+        self.next += 1;
+        self.fingerprint.add(&hash);
+    }
+
+    /// Writes what changed since the last staged set.
+    fn write(&mut self, txn: &mut Txn<'_>) {
+        for hash in std::mem::take(&mut self.went) {
+            txn.remove(FRONTIER, hash.0);
+        }
+        for hash in std::mem::take(&mut self.came) {
+            if let Some(hlc) = self.frontier.get(&hash) {
+                txn.put(FRONTIER, hash.0, hlc.0.to_be_bytes());
+            }
+        }
+        txn.put(META, COUNT, self.fingerprint.count.to_be_bytes());
+        txn.put(META, SUM, self.fingerprint.sum);
+    }
 }
 
 /// A store's log. See the module.
@@ -380,7 +411,7 @@ impl Log {
         if broken || frontier.is_empty() != (fingerprint.count == 0) {
             return Err(view.damaged("its frontier does not read back"));
         }
-        Ok(Head { next: fingerprint.count, fingerprint, frontier })
+        Ok(Head { next: fingerprint.count, fingerprint, frontier, came: BTreeSet::new(), went: BTreeSet::new() })
     }
 
     /// Does `work` with the head. If that fails half-way, the head may be ahead of what was staged: it is dropped, and
@@ -514,6 +545,7 @@ impl Log {
         let entry = Entry::sign(&self.key, header, payload)?;
         let mut txn = Txn::new(&view);
         let effects = self.append(&mut txn, head, &entry)?;
+        head.write(&mut txn);
         let writes = txn.finish();
         drop(view);
         let staged = self.finish(writes, vec![(entry.clone(), effects)], origin)?;
@@ -566,6 +598,7 @@ impl Log {
             }
             verdicts.push(verdict);
         }
+        head.write(&mut txn);
         let writes = txn.finish();
         drop(view);
         if proofs || !included.is_empty() {
@@ -636,17 +669,7 @@ impl Log {
         txn.put(CHAINS, chain_key(&header.author, header.seq), local);
         txn.put(ORDER, order_key(header.hlc, &hash), local);
         txn.put(TIPS, header.author.0, Tip { seq: header.seq, hlc: header.hlc, hash }.encode());
-        for parent in header.parents() {
-            if head.frontier.remove(&parent).is_some() {
-                txn.remove(FRONTIER, parent.0);
-            }
-        }
-        head.frontier.insert(hash, header.hlc);
-        txn.put(FRONTIER, hash.0, header.hlc.0.to_be_bytes());
-        head.next += 1;
-        head.fingerprint.add(&hash);
-        txn.put(META, COUNT, head.fingerprint.count.to_be_bytes());
-        txn.put(META, SUM, head.fingerprint.sum);
+        head.add(hash, header);
         self.apply(txn, entry)
     }
 

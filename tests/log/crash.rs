@@ -39,6 +39,7 @@ fn work(log: Log) -> Run {
             }
             log.include(batch, Origin::Pulled)?;
             log.database().flush()?;
+            log.database().flush()?;
             run.confirmed.extend(own.iter().map(|receipt| receipt.hash));
         }
         Ok(())
@@ -46,6 +47,11 @@ fn work(log: Log) -> Run {
     drop(steps());
     run.log = Some(log);
     run
+}
+
+/// Merges runs all the time, in small parts.
+fn busy(database: Database) -> Log {
+    Log::with(database.merging(40_000, Duration::ZERO), parts(1)).unwrap()
 }
 
 fn fresh() -> Disk {
@@ -96,7 +102,7 @@ fn whenever_the_machine_stops_what_was_confirmed_or_sent_is_there_and_the_chain_
     let mut whole = false;
     for syncs in 0.. {
         let disk = fresh();
-        let log = open(&disk, 1);
+        let log = busy(Database::in_memory(disk.clone()).unwrap());
         disk.set(Fault::Stop { syncs });
         let run = work(log);
         check(&run, &disk.crash(), &format!("power failure at sync {syncs}"));
@@ -117,7 +123,7 @@ fn a_disk_that_fails_at_any_write_loses_nothing_confirmed() {
     for error in [libc::EIO, libc::ENOSPC] {
         for changes in 0.. {
             let disk = fresh();
-            let log = open(&disk, 1);
+            let log = busy(Database::in_memory(disk.clone()).unwrap());
             disk.set(Fault::Refuse { changes, error });
             let run = work(log);
             let failed = disk.failed() > 0;
@@ -140,7 +146,7 @@ fn a_full_disk_refuses_writes_with_that_reason_and_takes_them_again_when_there_i
     for changes in (0..60).step_by(3) {
         let disk = fresh();
         let storage = disk.clone();
-        let log = Log::with(Database::over(move || storage.clone()).unwrap(), parts(1)).unwrap();
+        let log = busy(Database::over(move || storage.clone()).unwrap());
         let left = sent(&log);
         disk.set(Fault::Full { changes });
         let mut visible = Vec::new();
@@ -184,11 +190,15 @@ fn a_full_disk_refuses_writes_with_that_reason_and_takes_them_again_when_there_i
     }
 }
 
-fn filled(dir: &std::path::Path) -> std::path::PathBuf {
+fn filled(dir: &std::path::Path, limit: usize) -> std::path::PathBuf {
     let path = dir.join("store.redb");
-    let log = Log::open(&path, 1 << 20, parts(1)).unwrap();
+    let database = Database::open(&path, 1 << 20).unwrap().merging(limit, Duration::from_millis(2));
+    let log = Log::with(database, parts(1)).unwrap();
     for n in 0..600u32 {
-        log.submit(&[&n.to_be_bytes()[..], &[7; 2_000]].concat(), Origin::Local).unwrap();
+        let receipt = log.submit(&[&n.to_be_bytes()[..], &[7; 2_000]].concat(), Origin::Local).unwrap();
+        if n % 10 == 0 {
+            log.wait(receipt.staged).unwrap();
+        }
     }
     log.database().flush().unwrap();
     drop(log);
@@ -215,8 +225,14 @@ fn exercise(path: &std::path::Path) -> std::result::Result<usize, DatabaseError>
 
 #[test]
 fn a_damaged_file_gives_a_clear_error_or_all_of_its_entries_and_never_a_panic() {
+    for limit in [100_000, usize::MAX] {
+        damage(limit);
+    }
+}
+
+fn damage(limit: usize) {
     let dir = tempfile::tempdir().unwrap();
-    let good = filled(dir.path());
+    let good = filled(dir.path(), limit);
     let bad = dir.path().join("bad.redb");
     let size = std::fs::metadata(&good).unwrap().len();
     let mut refused = 0;

@@ -1,5 +1,6 @@
 //! The log: what counts, what is visible, what leaves the node, and what a crash takes.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on stops with the reason")]
+#![allow(clippy::disallowed_methods, reason = "tests wait on the real clock")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod crash;
 mod disk;

@@ -1,46 +1,82 @@
 //! Writes in memory, as layers that readers share.
 
-use std::collections::{BTreeMap, BTreeSet, btree_map};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Table;
+use super::rows::{Range, Rows, Sorted};
 
 /// A layer up to this size, in bytes, is copied when it must grow while a view holds it; a larger one is left alone.
 const MERGED: usize = 512 * 1024;
+/// What a row takes in memory besides its bytes, about.
+const ROW: usize = 64;
 
-pub(super) type Rows = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
+pub(super) type Tree = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
 
 /// Writes in memory: per table, key to value, `None` where the key is removed.
 #[derive(Debug, Default, Clone)]
 pub struct Layer {
-    tables: BTreeMap<Table, Rows>,
+    /// Few: found by looking at each.
+    tables: Vec<(Table, Tree)>,
     bytes: usize,
 }
 
 impl Layer {
     pub(super) fn put(&mut self, table: Table, key: Vec<u8>, value: Option<Vec<u8>>) {
-        self.bytes += key.len() + value.as_ref().map_or(0, Vec::len) + 64;
-        self.tables.entry(table).or_default().insert(key, value);
+        let rows = match self.tables.iter().position(|(known, _)| *known == table) {
+            Some(place) => &mut self.tables[place].1,
+            None => {
+                self.tables.push((table, Tree::new()));
+                let last = self.tables.len() - 1;
+                &mut self.tables[last].1
+            }
+        };
+        self.bytes += insert(rows, key, value);
     }
 
     pub(super) fn get(&self, table: Table, key: &[u8]) -> Option<&Option<Vec<u8>>> {
-        self.tables.get(table)?.get(key)
+        self.tree(table)?.get(key)
     }
 
-    pub(super) fn rows(&self, table: Table) -> Option<&Rows> {
-        self.tables.get(table)
+    fn tree(&self, table: Table) -> Option<&Tree> {
+        self.tables.iter().find(|(known, _)| *known == table).map(|(_, rows)| rows)
     }
 
     fn absorb(&mut self, other: Self) {
-        self.bytes += other.bytes;
+        if self.tables.is_empty() {
+            *self = other;
+            return;
+        }
         for (table, rows) in other.tables {
-            match self.tables.entry(table) {
-                btree_map::Entry::Vacant(place) => {
-                    place.insert(rows);
-                }
-                btree_map::Entry::Occupied(mut place) => place.get_mut().extend(rows),
+            for (key, value) in rows {
+                self.put(table, key, value);
             }
         }
+    }
+}
+
+impl Sorted for Layer {
+    fn tables(&self) -> Vec<Table> {
+        self.tables.iter().map(|(table, _)| *table).collect()
+    }
+
+    fn rows(&self, table: Table, range: Range<'_>) -> Option<Rows<'_>> {
+        Some(Rows::Tree(self.tree(table)?.range::<[u8], _>(range)))
+    }
+}
+
+fn cost(key: usize, value: Option<&Vec<u8>>) -> usize {
+    key + value.map_or(0, Vec::len) + ROW
+}
+
+/// Sets a row; gives the bytes that the rows have grown by.
+fn insert(rows: &mut Tree, key: Vec<u8>, value: Option<Vec<u8>>) -> usize {
+    let len = key.len();
+    let now = cost(len, value.as_ref());
+    match rows.insert(key, value) {
+        // Shrinking is not worth a signed sum.
+        Some(before) => now.saturating_sub(cost(len, before.as_ref())),
+        None => now,
     }
 }
 
@@ -56,9 +92,9 @@ fn owned(layer: Arc<Layer>) -> Layer {
 pub(super) struct Stack(Vec<Arc<Layer>>);
 
 impl Stack {
-    /// Puts `layer` on top: into the topmost layer, if nobody looks at that one.
+    /// Puts `layer` on top: if it is small, into the topmost layer, if nobody looks at that one.
     pub(super) fn push(&mut self, layer: Layer) {
-        match self.0.last_mut().and_then(Arc::get_mut) {
+        match self.0.last_mut().and_then(Arc::get_mut).filter(|_| layer.bytes <= MERGED) {
             Some(top) => top.absorb(layer),
             None => self.0.push(Arc::new(layer)),
         }
@@ -90,29 +126,12 @@ impl Stack {
     pub(super) fn bytes(&self) -> usize {
         self.0.iter().map(|layer| layer.bytes).sum()
     }
-
-    pub(super) fn tables(&self) -> BTreeSet<Table> {
-        self.0.iter().flat_map(|layer| layer.tables.keys().copied()).collect()
-    }
-
-    /// Calls `visit` for each row of `table`, in the keys' order, with what the newest layer says of it.
-    pub(super) fn each<E>(
-        &self,
-        table: Table,
-        mut visit: impl FnMut(&[u8], Option<&[u8]>) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let mut sources: Vec<&Rows> = self.0.iter().filter_map(|layer| layer.rows(table)).collect();
-        if let [only] = sources.as_slice() {
-            return only.iter().try_for_each(|(key, value)| visit(key, value.as_deref()));
-        }
-        let merged: BTreeMap<&[u8], Option<&[u8]>> =
-            sources.drain(..).flatten().map(|(key, value)| (key.as_slice(), value.as_deref())).collect();
-        merged.into_iter().try_for_each(|(key, value)| visit(key, value))
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
     use super::*;
 
     fn layer(key: u32) -> Layer {
@@ -121,20 +140,21 @@ mod tests {
         layer
     }
 
+    fn count(stack: &Stack) -> usize {
+        stack.newest_first().map(|layer| layer.tree("t").map_or(0, Tree::len)).sum()
+    }
+
     #[test]
     fn a_clone_keeps_its_picture_and_layers_stay_few_though_each_is_held() {
         let mut stack = Stack::default();
-        let mut held = Vec::new();
+        let mut held = VecDeque::new();
         for key in 0..20_000 {
             stack.push(layer(key));
-            held.push((key, stack.clone()));
+            held.push_back((key as usize + 1, stack.clone()));
             assert!(stack.0.len() < 24, "{} layers", stack.0.len());
             if held.len() > 50 {
-                let (last, old) = held.swap_remove(held.len() / 2);
-                assert_eq!(
-                    old.0.iter().map(|layer| layer.rows("t").map_or(0, BTreeMap::len)).sum::<usize>(),
-                    last as usize + 1
-                );
+                let (rows, old) = held.pop_front().unwrap();
+                assert_eq!(count(&old), rows);
             }
         }
     }

@@ -1,14 +1,16 @@
 //! Reading: of one moment of the database, and of a transaction's own writes on top of it.
 
-use std::cell::RefCell;
 use std::ops::{Bound, ControlFlow};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
-use redb::TableDefinition;
+use redb::{ReadableDatabase, TableDefinition};
 
-use super::layer::{Layer, Rows, Stack};
-use super::{Result, Table, guarded};
+use super::failure::guarded;
+use super::layer::{Layer, Stack};
+use super::rows::{Row, Rows, Sorted};
+use super::run::{Digest, Runs};
+use super::{Result, Table};
 
 /// What a scan's callback answers: go on, or stop.
 pub type Flow = ControlFlow<()>;
@@ -52,13 +54,40 @@ pub fn prefix<'a>(prefix: &'a [u8], end: &'a mut Vec<u8>) -> (Bound<&'a [u8]>, B
 
 type OpenTable = Arc<redb::ReadOnlyTable<&'static [u8], &'static [u8]>>;
 
+/// What redb held after a commit. Shared by all who look at that moment: beginning to read and opening a table each
+/// cost as much as reading a row.
+pub(super) struct Snapshot {
+    txn: redb::ReadTransaction,
+    tables: RwLock<Vec<(Table, Option<OpenTable>)>>,
+}
+
+impl Snapshot {
+    pub(super) fn of(redb: &redb::Database) -> std::result::Result<Self, redb::Error> {
+        Ok(Self { txn: redb.begin_read()?, tables: RwLock::default() })
+    }
+
+    fn table(&self, name: Table, path: &Path) -> Result<Option<OpenTable>> {
+        let known = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, table)) = known.iter().find(|(known, _)| *known == name) {
+            return Ok(table.clone());
+        }
+        drop(known);
+        let table = guarded(path, || match self.txn.open_table(TableDefinition::new(name)) {
+            Ok(table) => Ok(Some(Arc::new(table))),
+            Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        })?;
+        self.tables.write().unwrap_or_else(PoisonError::into_inner).push((name, table.clone()));
+        Ok(table)
+    }
+}
+
 /// A consistent reading of the database. It holds nobody up, but pages that are replaced while it lives are not freed.
 pub struct View<'a> {
     staged: Stack,
-    txn: redb::ReadTransaction,
+    runs: Runs,
+    snapshot: Arc<Snapshot>,
     path: &'a Path,
-    /// Opening a table costs as much as reading a row: each is opened once.
-    tables: RefCell<Vec<(Table, Option<OpenTable>)>>,
 }
 
 impl std::fmt::Debug for View<'_> {
@@ -68,8 +97,8 @@ impl std::fmt::Debug for View<'_> {
 }
 
 impl<'a> View<'a> {
-    pub(super) const fn new(staged: Stack, txn: redb::ReadTransaction, path: &'a Path) -> Self {
-        Self { staged, txn, path, tables: RefCell::new(Vec::new()) }
+    pub(super) const fn new(staged: Stack, runs: Runs, snapshot: Arc<Snapshot>, path: &'a Path) -> Self {
+        Self { staged, runs, snapshot, path }
     }
 
     /// What is to be said of rows that do not make sense.
@@ -78,16 +107,7 @@ impl<'a> View<'a> {
     }
 
     fn table(&self, name: Table) -> Result<Option<OpenTable>> {
-        if let Some((_, table)) = self.tables.borrow().iter().find(|(known, _)| *known == name) {
-            return Ok(table.clone());
-        }
-        let table = guarded(self.path, || match self.txn.open_table(TableDefinition::new(name)) {
-            Ok(table) => Ok(Some(Arc::new(table))),
-            Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
-            Err(error) => Err(error.into()),
-        })?;
-        self.tables.borrow_mut().push((name, table.clone()));
-        Ok(table)
+        self.snapshot.table(name, self.path)
     }
 
     fn scan_with(
@@ -101,12 +121,9 @@ impl<'a> View<'a> {
         if is_empty(range) {
             return Ok(());
         }
-        let mut sources: Vec<_> = top
-            .into_iter()
-            .chain(self.staged.newest_first())
-            .filter_map(|layer| layer.rows(name))
-            .map(|rows| Source::new(rows, range, reverse))
-            .collect();
+        let layers = top.into_iter().chain(self.staged.newest_first()).filter_map(|layer| layer.rows(name, range));
+        let runs = self.runs.newest_first().filter_map(|run| run.rows(name, range));
+        let mut sources: Vec<_> = layers.chain(runs).map(|rows| Source::new(rows, reverse)).collect();
         let table = self.table(name)?;
         let mut base = match &table {
             Some(table) => Some(guarded(self.path, || Ok(table.range::<&[u8]>(range)?))?),
@@ -129,7 +146,7 @@ impl<'a> View<'a> {
             let in_base = nearest;
             for source in &sources {
                 if let Some((key, _)) = source.head
-                    && nearest.is_none_or(|best| if reverse { key.as_slice() > best } else { key.as_slice() < best })
+                    && nearest.is_none_or(|best| if reverse { key > best } else { key < best })
                 {
                     nearest = Some(key);
                 }
@@ -138,7 +155,7 @@ impl<'a> View<'a> {
             let mut newest = None;
             for source in &mut sources {
                 if let Some((key, value)) = source.head
-                    && key.as_slice() == nearest
+                    && key == nearest
                 {
                     newest.get_or_insert(value);
                     source.advance();
@@ -169,14 +186,14 @@ fn is_empty((start, end): (Bound<&[u8]>, Bound<&[u8]>)) -> bool {
 }
 
 struct Source<'a> {
-    rows: std::collections::btree_map::Range<'a, Vec<u8>, Option<Vec<u8>>>,
-    head: Option<(&'a Vec<u8>, &'a Option<Vec<u8>>)>,
+    rows: Rows<'a>,
+    head: Option<Row<'a>>,
     reverse: bool,
 }
 
 impl<'a> Source<'a> {
-    fn new(rows: &'a Rows, range: (Bound<&[u8]>, Bound<&[u8]>), reverse: bool) -> Self {
-        let mut source = Self { rows: rows.range::<[u8], _>(range), head: None, reverse };
+    fn new(rows: Rows<'a>, reverse: bool) -> Self {
+        let mut source = Self { rows, head: None, reverse };
         source.advance();
         source
     }
@@ -191,6 +208,12 @@ impl Read for View<'_> {
         for layer in self.staged.newest_first() {
             if let Some(value) = layer.get(table, key) {
                 return Ok(value.clone());
+            }
+        }
+        if !self.runs.is_empty() {
+            let digest = Digest::of(table, key);
+            if let Some(value) = self.runs.newest_first().find_map(|run| run.get(table, key, digest)) {
+                return Ok(value.map(<[u8]>::to_vec));
             }
         }
         let Some(table) = self.table(table)? else { return Ok(None) };
