@@ -1,8 +1,9 @@
 //! Crashes at every sync, full and failing disks at every write, damaged files.
 
 use std::os::unix::fs::FileExt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use lattice::clock::monotonic;
 use lattice::replication::database::DatabaseError;
 
 use super::disk::Fault;
@@ -171,11 +172,11 @@ fn a_full_disk_refuses_writes_with_that_reason_and_takes_them_again_when_there_i
         assert_eq!(seen, visible, "what was visible stays so, also while the disk is full");
 
         disk.set(Fault::None);
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = monotonic() + Duration::from_secs(20);
         let receipt = loop {
             match log.submit(b"again", Origin::Local) {
                 Ok(receipt) => break receipt,
-                Err(error) => assert!(Instant::now() < deadline, "write {changes}: {error}"),
+                Err(error) => assert!(monotonic() < deadline, "write {changes}: {error}"),
             }
             std::thread::yield_now();
         };
