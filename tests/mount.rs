@@ -20,8 +20,6 @@ mod files;
 mod remote;
 #[path = "mount/session.rs"]
 mod session;
-#[path = "mount/speed.rs"]
-mod speed;
 #[path = "mount/tools.rs"]
 mod tools;
 #[path = "mount/world.rs"]
