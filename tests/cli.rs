@@ -254,7 +254,7 @@ fn the_log_says_what_each_entry_does() {
     node.lattice(&["kv", "delete", "a"]);
     let all = lines(&node.lattice(&["log", "--json"]));
     let does: Vec<_> = all.iter().map(|entry| entry["does"][0].as_str().unwrap()).collect();
-    assert_eq!(does, ["put a (1 bytes)", "put b (2 bytes)", "delete a"]);
+    assert_eq!(does, ["put a (1 byte)", "put b (2 bytes)", "delete a"]);
     assert_eq!(all.iter().map(|entry| entry["seq"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 1, 2]);
     assert_eq!(all[1]["parents"], serde_json::json!([all[0]["hash"]]));
     let last = lines(&node.lattice(&["log", "home", "-n", "2", "--json"]));

@@ -32,5 +32,6 @@ fn content(write: &Write) -> String {
         Some(Source::Same(elsewhere)) => u64::from(elsewhere.size),
         Some(Source::Blob(blob)) => blob.size,
     };
-    format!("{kind}{size} bytes")
+    let unit = if size == 1 { "byte" } else { "bytes" };
+    format!("{kind}{size} {unit}")
 }
