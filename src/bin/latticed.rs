@@ -82,7 +82,9 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Failure::new(Kind::Usage, format!("log = '{}': {error}", settings.log))
             .hint("such as: info, or warn,lattice=debug")
     })?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).init();
+    // A line that can't be written, as on a full disk, is no reason for the thread that says it to end.
+    let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false);
+    logger.log_internal_errors(false).init();
     let directory = Directory::open(&data).map_err(|error| {
         let kind = if matches!(error, DirectoryError::InUse { .. }) { Kind::Refused } else { Kind::Failed };
         Failure::new(kind, &error).hint(error.hint())

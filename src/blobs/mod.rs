@@ -46,6 +46,9 @@ pub enum BlobError {
         /// The index of the blobs.
         index: PathBuf,
     },
+    /// The disk has no room.
+    #[error("no space left on the disk that holds the large values")]
+    Full,
     /// The blob store is closed or broken.
     #[error("the blob store failed: {0}")]
     Store(String),
@@ -65,9 +68,8 @@ impl BlobError {
                 "stop the node, move {} away, and start it: what is whole is taken in again, the rest is fetched from members",
                 index.display()
             ),
-            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
-                "free some space first".into()
-            }
+            Self::Full => "free some space on that disk".into(),
+            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => Self::Full.hint(),
             Self::Io { .. } | Self::Store(_) => "the node's log tells more".into(),
         }
     }

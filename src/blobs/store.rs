@@ -1,5 +1,6 @@
 //! The blobs on this machine's disk.
 
+use std::error::Error;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -119,7 +120,14 @@ impl ProtocolHandler for Serve {
     }
 }
 
-pub(super) fn failed(error: impl std::fmt::Display) -> BlobError {
+pub(super) fn failed(error: impl Error + 'static) -> BlobError {
+    let mut cause: Option<&dyn Error> = Some(&error);
+    while let Some(here) = cause {
+        if here.downcast_ref().is_some_and(|io: &io::Error| io.kind() == io::ErrorKind::StorageFull) {
+            return BlobError::Full;
+        }
+        cause = here.source();
+    }
     BlobError::Store(format!("{error:#}"))
 }
 

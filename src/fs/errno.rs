@@ -93,6 +93,7 @@ fn blob(error: &BlobError) -> i32 {
         BlobError::Absent { .. } | BlobError::Index { .. } | BlobError::Damaged { .. } | BlobError::Store(_) => {
             libc::EIO
         }
+        BlobError::Full => libc::ENOSPC,
         BlobError::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
     }
 }

@@ -70,15 +70,24 @@ impl Space {
     /// Refuses `more` bytes that won't fit.
     pub(crate) fn check(&self, more: u64) -> Answer<()> {
         let now = clock::nanos();
-        let asked = self.asked.load(Ordering::Relaxed);
-        if now.saturating_sub(asked).unsigned_abs() > 1_000_000_000 {
+        let stale = now.saturating_sub(self.asked.load(Ordering::Relaxed)).unsigned_abs() > 1_000_000_000;
+        if stale || !self.fits(more) {
             self.asked.store(now, Ordering::Relaxed);
             if let Some(free) = free(&self.directory) {
                 self.free.store(free, Ordering::Relaxed);
             }
         }
-        let free = self.free.load(Ordering::Relaxed);
-        if more.saturating_add(SPARE) > free { Err(errno::NO_SPACE) } else { Ok(()) }
+        if !self.fits(more) {
+            return Err(errno::NO_SPACE);
+        }
+        // What is let in counts as written until the system is asked again.
+        let less = |free: u64| Some(free.saturating_sub(more));
+        self.free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).ok();
+        Ok(())
+    }
+
+    fn fits(&self, more: u64) -> bool {
+        more.saturating_add(SPARE) <= self.free.load(Ordering::Relaxed)
     }
 
     /// As `statvfs` says it.

@@ -184,10 +184,19 @@ impl Worker {
         let thread = std::thread::Builder::new().name("ingest".into()).spawn(move || {
             let mut ingest = Ingest::new();
             while let Ok(job) = queue.recv() {
-                let report = match job {
+                let (peer, pull) = match &job {
+                    Job::Batch(batch) => (Some(batch.peer), batch.pull),
+                    Job::Retry => (None, None),
+                };
+                let work = std::panic::AssertUnwindSafe(|| match job {
                     Job::Batch(batch) => ingest.take(&worked, batch),
                     Job::Retry => ingest.retry(&worked),
-                };
+                });
+                let report = std::panic::catch_unwind(work).unwrap_or_else(|_panic| {
+                    tracing::error!(target: "sync", store = %worked.store(), "taking entries failed in a way it never should");
+                    ingest = Ingest::new();
+                    Report::failed(worked.store(), peer, pull)
+                });
                 if inbox.send(Inbox::Ingested(report)).is_err() {
                     return;
                 }

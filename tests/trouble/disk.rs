@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 
 use crate::harness::{Node, Room, eventually};
-use crate::{FAILED, json, refused, warnings};
+use crate::{FAILED, founder, json, refused, warnings};
 
 /// Writes until the disk takes no more.
 fn fill(file: &Path) {
@@ -109,4 +109,32 @@ fn a_node_starts_on_a_full_disk_and_shows_what_it_has() {
     assert_eq!(fs::read_to_string(room.path(&node.key("kept"))).unwrap(), "kept");
     let error = fs::write(room.path(&node.key("new")), "new").unwrap_err();
     assert_eq!(error.raw_os_error(), Some(nix::libc::ENOSPC));
+}
+
+#[test]
+fn what_comes_from_others_while_the_disk_is_full_comes_again_when_there_is_room() {
+    let first = founder();
+    let room = Room::new("");
+    let second = Node::within(&room);
+    fs::create_dir(second.data()).unwrap();
+    room.sh(&format!("mount -t tmpfs -o size=28m none {}", second.data().display()));
+    second.up();
+    let token = first.lattice(&["mesh", "invite"]);
+    second.lattice(&["mesh", "join", token.trim()]);
+    fill(&room.path(&second.data().join("filler")));
+    for n in 0..150 {
+        fs::write(first.key(&format!("file{n}")), content(n).split_at(3_000).0).unwrap();
+    }
+    fs::write(first.key("large"), content(1_000)).unwrap();
+    let full = |warning: &String| warning.contains("the store 'home' takes no writes");
+    eventually("the second can take no more", || warnings(&second).iter().any(full));
+
+    fs::remove_file(room.path(&second.data().join("filler"))).unwrap();
+    let keys = room.path(&second.keys());
+    eventually("the second has all of it", || fs::read_dir(&keys).is_ok_and(|names| names.count() == 151));
+    for n in 0..150 {
+        assert!(fs::read(keys.join(format!("file{n}"))).unwrap() == content(n).split_at(3_000).0);
+    }
+    eventually("the large one too", || fs::read(keys.join("large")).is_ok_and(|read| read == content(1_000)));
+    eventually("nobody is warned any more", || warnings(&second).is_empty());
 }

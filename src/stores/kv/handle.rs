@@ -273,6 +273,7 @@ impl Kv {
                         BlobError::Io { .. }
                         | BlobError::Index { .. }
                         | BlobError::Damaged { .. }
+                        | BlobError::Full
                         | BlobError::Store(_) => KvError::Blob(error),
                     })?,
                 };
