@@ -59,8 +59,9 @@ fn without_the_device_the_sentence_names_it_and_the_node_does_not_stay() {
 fn a_kept_port_that_is_taken_is_named_and_still_kept() {
     let node = founder();
     node.lattice(&["down"]);
-    let port = fs::read_to_string(node.data().join("port")).unwrap();
-    let port: u16 = port.trim().parse().unwrap();
+    // Below the ports that the system gives out by itself: no other test takes it meanwhile.
+    let port = 20_000 + u16::try_from(std::process::id() % 10_000).unwrap();
+    fs::write(node.data().join("port"), format!("{port}\n")).unwrap();
     let taker = std::net::UdpSocket::bind(("127.0.0.1", port)).unwrap();
     let said = no_start(&node, REFUSED);
     assert!(said.error.contains(&port.to_string()) && said.error.contains("in use"), "{}", said.error);
