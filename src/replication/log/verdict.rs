@@ -1,0 +1,112 @@
+//! Whether an entry counts.
+
+use super::Log;
+use super::head::Head;
+use crate::clock::Millis;
+use crate::ids::{Hash, StoreId};
+use crate::replication::database::{Result, Txn};
+use crate::replication::entry::{Entry, Malformed};
+use crate::replication::limits;
+
+/// Why an entry of another node does not count. A peer's fault: dropped and counted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Rejected {
+    /// The bytes are no entry.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// The signature is not the author's.
+    #[error("the signature of entry {0} is not its author's")]
+    Signature(Hash),
+    /// It belongs to another store.
+    #[error("entry {0} belongs to another store")]
+    Store(Hash),
+    /// The author's role does not allow writing.
+    #[error("the author of entry {0} may not write")]
+    NotAllowed(Hash),
+    /// Another entry has its author and number, or its prev.
+    #[error("entry {entry} forks its author's chain: {other} has the same place")]
+    Fork {
+        /// The later one to come.
+        entry: Hash,
+        /// The one that is included.
+        other: Hash,
+    },
+    /// Its stamp does not exceed that of something before it.
+    #[error("the stamp of entry {0} does not exceed its parents'")]
+    Hlc(Hash),
+    /// Its prev is not the author's entry before it.
+    #[error("entry {0} does not follow its author's chain")]
+    Chain(Hash),
+}
+
+/// What became of an entry that was offered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It counts now.
+    Included,
+    /// It was here.
+    Duplicate,
+    /// It waits for these entries.
+    Missing(Vec<Hash>),
+    /// It waits until its author becomes known.
+    UnknownAuthor,
+    /// It is stamped too far ahead and waits until then.
+    Early(Millis),
+    /// It never counts.
+    Rejected(Rejected),
+}
+
+impl Log {
+    pub(super) fn judge(&self, txn: &Txn<'_>, head: &Head, entry: &Entry) -> Result<Verdict> {
+        let header = entry.header();
+        let hash = entry.hash();
+        let genesis = self.store.0 == hash.0 && header.store == StoreId::UNBORN;
+        if header.store != self.store && !genesis {
+            return Ok(Verdict::Rejected(Rejected::Store(hash)));
+        }
+        if !genesis {
+            let membership = self.membership.load();
+            if !membership.knows(&header.author) {
+                return Ok(Verdict::UnknownAuthor);
+            }
+            if self.machine.kind() != "root" && !membership.may_write(&header.author) {
+                return Ok(Verdict::Rejected(Rejected::NotAllowed(hash)));
+            }
+        }
+        let tip = self.tip_in(txn, &header.author)?;
+        let next = tip.map_or(0, |tip| tip.seq + 1);
+        if header.seq < next {
+            let other = self.at_in(txn, &header.author, header.seq)?;
+            let other = other.ok_or_else(|| self.damaged("a chain has a gap"))?.hash();
+            return Ok(match other == hash {
+                true => Verdict::Duplicate,
+                false => Verdict::Rejected(Rejected::Fork { entry: hash, other }),
+            });
+        }
+        // The hash that the store is named by vouches for genesis, so its stamp need not be trusted.
+        if !genesis && header.hlc.millis() > self.clock.now().after(limits::CLOCK_AHEAD) {
+            let due = header.hlc.millis().0.saturating_sub(u64::try_from(limits::CLOCK_AHEAD.as_millis()).unwrap_or(0));
+            return Ok(Verdict::Early(Millis(due)));
+        }
+        let mut missing = Vec::new();
+        for parent in header.parents() {
+            match head
+                .frontier
+                .get(&parent)
+                .copied()
+                .map_or_else(|| self.stamp_in(txn, &parent), |hlc| Ok(Some(hlc)))?
+            {
+                None => missing.push(parent),
+                Some(hlc) if hlc >= header.hlc => return Ok(Verdict::Rejected(Rejected::Hlc(hash))),
+                Some(_) => {}
+            }
+        }
+        if !missing.is_empty() {
+            return Ok(Verdict::Missing(missing));
+        }
+        if header.seq != next || header.prev != tip.map(|tip| tip.hash) {
+            return Ok(Verdict::Rejected(Rejected::Chain(hash)));
+        }
+        Ok(Verdict::Included)
+    }
+}
