@@ -14,10 +14,8 @@ use super::stores::{Answers, WAITING, blocking, registry};
 use super::wire::{
     ChatLine, PostReply, PostRequest, Reaction, ReadRequest, RoomsReply, RoomsRequest, chat_server::Chat,
 };
-use crate::ids::Hash;
 use crate::replication::log::{Event, Origin};
-use crate::stores::chat::{Chat as Rooms, ChatError, Message, Position};
-use crate::stores::describe;
+use crate::stores::chat::{Chat as Rooms, ChatError, Message, News, Position};
 
 /// Messages read from a room at once.
 const PAGE: usize = 1_000;
@@ -33,7 +31,11 @@ impl From<ChatError> for Failure {
             ChatError::Submit(error) => error.into(),
             ChatError::Database(error) => error.into(),
             ChatError::NoMessage(_) => Self::not_found(error).hint("`lattice chat ls ROOM` shows the ids"),
-            ChatError::Ambiguous(_) | ChatError::Invalid(_) | ChatError::TooLarge { .. } => Self::refused(error),
+            ChatError::NotYours(..)
+            | ChatError::Redacted(_)
+            | ChatError::Ambiguous(_)
+            | ChatError::Invalid(_)
+            | ChatError::TooLarge { .. } => Self::refused(error),
         }
     }
 }
@@ -47,7 +49,7 @@ fn told(rooms: &Rooms, message: &Message) -> ChatLine {
     let members = rooms.log().membership().load();
     let reactions = message.reactions.iter().map(|reaction| Reaction {
         emoji: reaction.emoji.clone(),
-        by: reaction.by.iter().map(|node| members.name(node)).collect(),
+        by: reaction.by.iter().map(|(node, _)| members.name(node)).collect(),
     });
     ChatLine {
         line: rooms.line(message).trim_end_matches('\n').to_owned(),
@@ -58,6 +60,9 @@ fn told(rooms: &Rooms, message: &Message) -> ChatLine {
         text: message.text.clone(),
         reply_to: message.reply_to.map(|to| to.0.to_vec()),
         reactions: reactions.collect(),
+        what: "message".into(),
+        edited: message.edited.map(|at| at.0),
+        redacted: message.redacted.map(|at| at.0),
     }
 }
 
@@ -87,18 +92,18 @@ fn rendered(rooms: &Rooms, room: &str) -> Result<Vec<ChatLine>, Failure> {
     Ok(text.lines().map(|line| ChatLine { line: line.to_owned(), ..ChatLine::default() }).collect())
 }
 
-/// The messages of a room that an entry brought.
+/// What an entry brought to a room.
 fn brought(rooms: &Rooms, room: &str, event: &Event) -> Result<Vec<ChatLine>, Failure> {
     if !event.effects.changes.iter().any(|change| change.key == room.as_bytes()) {
         return Ok(Vec::new());
     }
-    let mut lines = Vec::new();
-    // One line of the description for each operation; a reaction is no message, and none is found for it.
-    for place in 0..describe(rooms.log().kind(), &event.entry).len() {
-        let id = Rooms::message_id(&event.entry.hash(), place);
-        lines.extend(rooms.message(&id)?.filter(|message| message.room == room).map(|message| told(rooms, &message)));
-    }
-    Ok(lines)
+    let news = rooms.brought(room, &event.entry)?.into_iter();
+    let line = |News { what, message, line }| ChatLine {
+        what: what.to_owned(),
+        line: line.trim_end_matches('\n').to_owned(),
+        ..told(rooms, &message)
+    };
+    Ok(news.map(line).collect())
 }
 
 async fn follow(
@@ -130,7 +135,7 @@ async fn follow(
             Ok(event) if event.store == rooms.log().store() => {
                 let (read, room) = (rooms.clone(), room.clone());
                 lines = blocking(move || brought(&read, &room, &event)).await?;
-                lines.retain(|line| !shown.contains(&line.id));
+                lines.retain(|line| line.what != "message" || !shown.contains(&line.id));
             }
             Ok(_) => {}
             Err(RecvError::Closed) => return Ok(()),
@@ -143,13 +148,15 @@ async fn follow(
 }
 
 fn post(rooms: &Rooms, request: &PostRequest) -> Result<PostReply, Failure> {
-    let PostRequest { room, text, to, react } = request;
-    let to: Option<Hash> = if to.is_empty() { None } else { Some(rooms.find(room, to)?) };
-    let receipt = match (to, react) {
-        (None, true) => return Err(Failure::new(Kind::Usage, "a reaction names a message")),
-        (None, false) => rooms.post(room, text, Origin::Local)?,
-        (Some(to), false) => rooms.reply(&to, text, Origin::Local)?,
-        (Some(to), true) => rooms.react(&to, text, Origin::Local)?,
+    let PostRequest { room, text, to, what } = request;
+    let to = || rooms.find(room, to);
+    let receipt = match what.as_str() {
+        "message" => rooms.post(room, text, Origin::Local)?,
+        "reply" => rooms.reply(&to()?, text, Origin::Local)?,
+        "reaction" => rooms.react(&to()?, text, Origin::Local)?,
+        "edit" => rooms.edit(&to()?, text, Origin::Local)?,
+        "redaction" => rooms.redact(&to()?, Origin::Local)?,
+        other => return Err(Failure::new(Kind::Usage, format!("nothing in a room is a '{other}'"))),
     };
     rooms.log().wait(receipt.staged)?;
     Ok(PostReply { hash: receipt.hash.0.to_vec() })

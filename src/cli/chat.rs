@@ -12,6 +12,8 @@ use crate::api::{Failure, Kind};
 #[derive(Debug, Subcommand)]
 pub(super) enum Chat {
     Post(Post),
+    Edit(Edit),
+    Redact(Redact),
     Ls(Ls),
     Watch(Watch),
 }
@@ -38,6 +40,40 @@ pub(super) struct Post {
     /// The message that is reacted to, by the id that the room shows
     #[arg(long, value_name = "ID")]
     react: Option<String>,
+}
+
+const EDIT: &str = "\
+Examples:
+  lattice chat edit lobby 3fa9 'good evening'
+
+The message shows the new text, marked as edited, everywhere.";
+
+/// Give a message of this node another text
+#[derive(Debug, Args)]
+#[command(after_help = EDIT)]
+pub(super) struct Edit {
+    /// The room
+    room: String,
+    /// The message, by the id that the room shows
+    id: String,
+    /// What it says from now on
+    text: String,
+}
+
+const REDACT: &str = "\
+Examples:
+  lattice chat redact lobby 3fa9
+
+The message shows as redacted, everywhere. The entry that posted it stays in each node's log, as all entries do.";
+
+/// Take a message of this node back
+#[derive(Debug, Args)]
+#[command(after_help = REDACT)]
+pub(super) struct Redact {
+    /// The room
+    room: String,
+    /// The message, by the id that the room shows
+    id: String,
 }
 
 const LS: &str = "\
@@ -77,19 +113,28 @@ impl Chat {
     pub(super) async fn run(self, context: &Context) -> Ended {
         match self {
             Self::Post(post) => post.run(context).await,
+            Self::Edit(Edit { room, id, text }) => post(context, room, text, id, "edit").await,
+            Self::Redact(Redact { room, id }) => post(context, room, String::new(), id, "redaction").await,
             Self::Ls(ls) => ls.run(context).await,
             Self::Watch(watch) => watch.run(context).await,
         }
     }
 }
 
+async fn post(context: &Context, room: String, text: String, to: String, what: &str) -> Ended {
+    let request = PostRequest { room, text, to, what: what.into() };
+    let reply = context.client().await?.chat().post(request).await?.into_inner();
+    context.output.either(&json!({"hash": hex(&reply.hash)}), "")
+}
+
 impl Post {
     async fn run(self, context: &Context) -> Ended {
-        let react = self.react.is_some();
-        let to = self.react.or(self.reply).unwrap_or_default();
-        let request = PostRequest { room: self.room, text: self.text, to, react };
-        let reply = context.client().await?.chat().post(request).await?.into_inner();
-        context.output.either(&json!({"hash": hex(&reply.hash)}), "")
+        let (to, what) = match (self.reply, self.react) {
+            (Some(to), _) => (to, "reply"),
+            (None, Some(to)) => (to, "reaction"),
+            (None, None) => (String::new(), "message"),
+        };
+        post(context, self.room, self.text, to, what).await
     }
 }
 

@@ -98,8 +98,9 @@ pub(super) fn message(room: &str, message: &wire::ChatLine) -> Value {
     let reactions: Vec<_> =
         message.reactions.iter().map(|reaction| json!({"emoji": reaction.emoji, "by": reaction.by})).collect();
     json!({
-        "room": room, "id": hex(&message.id), "author": hex(&message.author), "author_name": message.author_name,
+        "what": message.what, "room": room, "id": hex(&message.id), "author": hex(&message.author), "author_name": message.author_name,
         "hlc": message.hlc, "time": time(message.hlc), "text": message.text,
         "reply_to": message.reply_to.as_deref().map(hex), "reactions": reactions,
+        "edited": message.edited.map(time), "redacted": message.redacted.map(time),
     })
 }

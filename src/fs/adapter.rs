@@ -297,7 +297,13 @@ impl Filesystem for Adapter {
         match run("create", parent.0, || self.tree.create(parent.0, name.as_bytes(), mode, flags)) {
             Ok((attr, open)) => {
                 let flags = Self::fopen(open.caching);
-                reply.created(&LONG, &self.file_attr(&attr), Generation(0), FileHandle(open.handle), flags);
+                reply.created(
+                    &self.tree.ttl(attr.ino),
+                    &self.file_attr(&attr),
+                    Generation(0),
+                    FileHandle(open.handle),
+                    flags,
+                );
             }
             Err(error) => reply.error(error),
         }

@@ -1,11 +1,10 @@
 //! `/chat/<room>`: read the room as text, append lines to post.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use super::draft::part;
 use super::errno::{self, Answer, Failure};
 use super::inodes::{Attr, Seen, Type};
+use super::rooms::Reader;
 use super::tree::{Tree, locked};
 use crate::replication::log::{Origin, Receipt};
 use crate::stores::Chat;
@@ -15,7 +14,7 @@ use crate::stores::chat::Op;
 const LINE: usize = crate::replication::limits::PAYLOAD;
 
 const NO_CHAT: Failure = Failure::Refused(libc::ENOENT, "this mesh has no chat store");
-const NO_SUCH_COMMAND: Failure = Failure::Refused(libc::EINVAL, "messages can't be edited or redacted yet");
+const WRITE_ONLY: Failure = Failure::Refused(libc::EBADF, "the room was opened for appending only");
 const TOO_LONG: Failure = Failure::Refused(libc::EMSGSIZE, "the line is too long for a message");
 
 /// A room, open.
@@ -25,30 +24,12 @@ pub(crate) struct RoomHandle {
     /// The start of a line whose end was not written yet.
     partial: Mutex<Vec<u8>>,
     last: Mutex<Option<Receipt>>,
+    /// Unless it was opened for appending alone.
+    reader: Option<Reader>,
 }
-
-/// Rooms as they were rendered last, with the state of the store that they show.
-#[derive(Debug, Default)]
-pub(crate) struct Rendered(Mutex<BTreeMap<String, Rendering>>);
-
-/// The state of the store that a text shows, and the text.
-type Rendering = (u64, Arc<Vec<u8>>);
 
 fn chat(tree: &Tree) -> Answer<Arc<Chat>> {
     tree.registry().and_then(|registry| registry.chat()).ok_or(NO_CHAT)
-}
-
-fn text(tree: &Tree, room: &str) -> Answer<Arc<Vec<u8>>> {
-    let chat = chat(tree)?;
-    let state = chat.log().database().staged();
-    if let Some((at, text)) = locked(&tree.rendered.0).get(room)
-        && *at == state
-    {
-        return Ok(Arc::clone(text));
-    }
-    let text = Arc::new(chat.render(room)?.into_bytes());
-    locked(&tree.rendered.0).insert(room.to_owned(), (state, Arc::clone(&text)));
-    Ok(text)
 }
 
 fn room(name: &[u8]) -> Answer<&str> {
@@ -81,9 +62,10 @@ pub(crate) fn may_be_made(tree: &Tree, name: &[u8]) -> Answer<()> {
 /// A room's attributes. One that was just opened and not posted to is empty.
 pub(crate) fn attr(tree: &Tree, seen: &Seen) -> Answer<Attr> {
     let name = room(&seen.name)?;
-    let last = chat(tree)?.room(name)?.map(|room| room.last.millis().0);
+    let chat = chat(tree)?;
+    let last = chat.room(name)?.map(|room| room.touched.millis().0);
     let mtime = last.map_or(tree.since, |millis| i64::try_from(millis).unwrap_or(0).saturating_mul(1_000_000));
-    let size = text(tree, name)?.len() as u64;
+    let size = tree.rooms.size(&chat, name)?;
     Ok(Attr { ino: seen.ino, kind: Type::File, mode: 0o644, size, mtime })
 }
 
@@ -100,12 +82,15 @@ pub(crate) fn open(tree: &Tree, seen: &Seen, flags: i32) -> Answer<RoomHandle> {
     if writes && !chat.log().membership().load().may_write(&chat.log().me()) {
         return Err(errno::READER);
     }
-    Ok(RoomHandle { room: room(&seen.name)?.to_owned(), partial: Mutex::default(), last: Mutex::default() })
+    let name = room(&seen.name)?;
+    let reads = flags & libc::O_ACCMODE != libc::O_WRONLY;
+    let reader = if reads { Some(tree.rooms.open(&chat, name)?) } else { None };
+    Ok(RoomHandle { room: name.to_owned(), partial: Mutex::default(), last: Mutex::default(), reader })
 }
 
-/// The room as it is now.
+/// The room as it was when it was opened, and after that what is new.
 pub(crate) fn read(tree: &Tree, handle: &RoomHandle, offset: u64, size: usize) -> Answer<Vec<u8>> {
-    Ok(part(&text(tree, &handle.room)?, offset, size))
+    handle.reader.as_ref().ok_or(WRITE_ONLY)?.read(&*chat(tree)?, &handle.room, offset, size)
 }
 
 /// Posts the lines that are complete.
@@ -164,7 +149,8 @@ fn operation(chat: &Chat, room: &str, line: &str) -> Answer<Op> {
     Ok(match command {
         "/reply" => Op::Reply { to: chat.find(&room, id)?, text: rest.to_owned(), room },
         "/react" => Op::React { to: chat.find(&room, id)?, emoji: rest.trim().to_owned(), room },
-        "/edit" | "/redact" => return Err(NO_SUCH_COMMAND),
+        "/edit" => Op::Edit { to: chat.find(&room, id)?, text: rest.to_owned(), room },
+        "/redact" => Op::Redact { to: chat.find(&room, id)?, room },
         _ => Op::Post { room, text: line.to_owned() },
     })
 }

@@ -82,7 +82,8 @@ fn chat(error: &ChatError) -> i32 {
     match error {
         ChatError::Invalid(_) | ChatError::Ambiguous(_) => libc::EINVAL,
         ChatError::TooLarge { .. } => libc::EMSGSIZE,
-        ChatError::NoMessage(_) => libc::ENOENT,
+        ChatError::NoMessage(_) | ChatError::Redacted(_) => libc::ENOENT,
+        ChatError::NotYours(..) => libc::EPERM,
         ChatError::Submit(error) => submit(error),
         ChatError::Database(error) => database(error),
     }

@@ -22,6 +22,7 @@ mod pool;
 mod readme;
 mod recover;
 mod rename;
+mod rooms;
 mod session;
 mod shelf;
 mod tree;

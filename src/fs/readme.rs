@@ -9,7 +9,8 @@ What you write here is signed, kept on this machine, and copied to the others as
   stores/<name>/keys/   the files of a store: use any program on them; one save is one version
   stores/<name>/.heads  where two machines changed the same file: each version, to compare
   .heads/               the same for all stores; `find .heads -type f` lists what needs a person
-  chat/<room>           read it, or append a line: echo hello >> chat/room ; tail -f follows
+  chat/<room>           read it, or append a line: echo hello >> chat/room ; tail -f follows;
+                        lines that do more: /reply ID text, /react ID 👍, /edit ID text, /redact ID
   peers/<name>/         the machines: status, address, rtt, last_seen, lag
 
 Names that begin with a dot are reached by name and not listed, so that copying a store copies its files only.

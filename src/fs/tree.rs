@@ -66,7 +66,7 @@ pub(crate) struct Tree {
     pub(crate) space: keys::Space,
     pub(crate) busy: super::handles::Busy,
     pub(crate) calls: super::pool::Calls,
-    pub(crate) rendered: chat::Rendered,
+    pub(crate) rooms: super::rooms::Rooms,
     notices: Sender<Notice>,
 }
 
@@ -95,7 +95,7 @@ impl Tree {
             space,
             busy: super::handles::Busy::default(),
             calls: super::pool::Calls::default(),
-            rendered: chat::Rendered::default(),
+            rooms: super::rooms::Rooms::default(),
             notices,
         }
     }

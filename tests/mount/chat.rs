@@ -1,11 +1,17 @@
 //! `/chat`, `/peers`, `/README`.
 
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
 
 use lattice::replication::log::Origin;
 
 use crate::world::{World, eventually};
+
+const PATIENCE: Duration = Duration::from_secs(30);
 
 #[test]
 fn a_line_appended_is_a_message_and_the_room_is_read_back() {
@@ -55,6 +61,123 @@ fn a_message_from_elsewhere_is_in_the_next_read() {
     world.there.registry.chat().unwrap().post("lobby", "from there", Origin::Local).unwrap();
     world.here.pull(&world.there);
     assert!(world.sh("cat $MESH/chat/lobby").contains("there: from there"));
+}
+
+#[test]
+fn messages_are_edited_and_redacted_by_their_author_alone() {
+    let world = World::new();
+    world.sh("echo helo >> $MESH/chat/lobby; echo secret >> $MESH/chat/lobby");
+    let chat = world.here.registry.chat().unwrap();
+    let ids: Vec<_> = chat.messages("lobby", None, 2).unwrap().iter().map(|it| it.position.id.short()).collect();
+    world.sh(&format!(
+        "echo '/edit {} hello' >> $MESH/chat/lobby; echo '/redact {}' >> $MESH/chat/lobby",
+        ids[0], ids[1]
+    ));
+    let text = world.sh("cat $MESH/chat/lobby");
+    let lines: Vec<_> = text.lines().collect();
+    assert!(lines[0].ends_with("here: hello (edited)") && lines[1].ends_with("here: (redacted)"), "{text}");
+    assert_eq!(lines.len(), 2);
+    world.there.pull(&world.here);
+    world.there.registry.chat().unwrap().post("lobby", "from there", Origin::Local).unwrap();
+    world.here.pull(&world.there);
+    let theirs = chat.messages("lobby", None, 10).unwrap().pop().unwrap().position.id.short();
+    let mut file = OpenOptions::new().append(true).open(world.at.join("chat/lobby")).unwrap();
+    for line in [format!("/edit {theirs} mine"), format!("/redact {theirs}")] {
+        let error = file.write_all(format!("{line}\n").as_bytes()).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EPERM), "{line}");
+    }
+    assert_eq!(
+        file.write_all(format!("/edit {} again\n", ids[1]).as_bytes()).unwrap_err().raw_os_error(),
+        Some(libc::ENOENT)
+    );
+}
+
+/// What `tail` prints, as it comes.
+struct Tail {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Tail {
+    fn follow(room: &Path, args: &[&str]) -> Self {
+        let mut child = Command::new("tail").args(args).arg(room).stdout(Stdio::piped()).spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (tell, lines) = std::sync::mpsc::channel();
+        std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| tell.send(line)));
+        Self { child, lines }
+    }
+
+    /// The next line; its text without time and id.
+    fn next(&self) -> String {
+        let line = self.lines.recv_timeout(PATIENCE).expect("tail prints a line");
+        line.rsplit_once("] ").map_or(line.clone(), |(_, text)| text.to_owned())
+    }
+}
+
+impl Drop for Tail {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+#[test]
+fn tail_follows_a_room_without_a_repeat_or_a_gap_while_late_replies_come_and_cat_shows_them_at_their_place() {
+    let world = World::new();
+    let room = world.at.join("chat/lobby");
+    world.sh("for n in 1 2 3; do echo message $n >> $MESH/chat/lobby; done");
+    let (here, there) = (world.here.registry.chat().unwrap(), world.there.registry.chat().unwrap());
+    world.there.pull(&world.here);
+    let first = here.messages("lobby", None, 1).unwrap()[0].position.id;
+    // Made before what follows here, and heard of after it.
+    there.reply(&first, "a late reply", Origin::Local).unwrap();
+    let (all, last) =
+        (Tail::follow(&room, &["-n", "+1", "-f", "-s", "0.1"]), Tail::follow(&room, &["-n", "1", "-f", "-s", "0.1"]));
+    for n in 1..=3 {
+        assert_eq!(all.next(), format!("here: message {n}"));
+    }
+    assert_eq!(last.next(), "here: message 3");
+    world.sh("echo message 4 >> $MESH/chat/lobby");
+    world.here.pull(&world.there);
+    let cat = world.sh("cat $MESH/chat/lobby");
+    let shown: Vec<_> = cat.lines().map(|line| line.rsplit_once("] ").unwrap().1).collect();
+    assert_eq!(
+        shown,
+        ["here: message 1", "there: a late reply", "here: message 2", "here: message 3", "here: message 4"]
+    );
+    assert!(cat.lines().nth(1).unwrap().starts_with("  ↳ "), "{cat}");
+    here.edit(&first, "message one", Origin::Local).unwrap();
+    let mut told: Vec<Vec<String>> = Vec::new();
+    for tail in [&all, &last] {
+        told.push((0..3).map(|_| tail.next()).collect());
+    }
+    for mut lines in told {
+        lines.sort();
+        assert!(lines[2].starts_with("↳ ") && lines[2].ends_with("here edits: message one"), "{lines:?}");
+        assert_eq!(lines[..2], ["here: message 4", "there: a late reply"]);
+    }
+    here.redact(&first, Origin::Local).unwrap();
+    for n in 5..=30 {
+        world.sh(&format!("echo message {n} >> $MESH/chat/lobby"));
+        there.reply(&first, &format!("reply {n}"), Origin::Local).unwrap();
+        world.here.pull(&world.there);
+    }
+    for tail in [&all, &last] {
+        let mut lines: Vec<String> = (0..53).map(|_| tail.next()).collect();
+        assert!(lines.iter().any(|line| line.ends_with("here redacts it")), "{lines:?}");
+        lines.retain(|line| !line.ends_with("here redacts it"));
+        lines.sort();
+        let messages = (5..=30).map(|n| format!("here: message {n}"));
+        let mut expected: Vec<_> = messages.chain((5..=30).map(|n| format!("there: reply {n}"))).collect();
+        expected.sort();
+        assert_eq!(lines, expected);
+    }
+    let size = fs::metadata(&room).unwrap().len();
+    drop((all, last));
+    eventually("the size is that of the text again", || {
+        let text = fs::read(&room).unwrap();
+        fs::metadata(&room).unwrap().len() == text.len() as u64 && size >= text.len() as u64
+    });
 }
 
 #[test]

@@ -14,5 +14,7 @@ fn line(op: &Op) -> String {
         Op::Post { room, text } => format!("post in {room}: {text}"),
         Op::Reply { room, to, text } => format!("reply in {room} to {}: {text}", to.short()),
         Op::React { room, to, emoji } => format!("react in {room} to {}: {emoji}", to.short()),
+        Op::Edit { room, to, text } => format!("edit in {room} {}: {text}", to.short()),
+        Op::Redact { room, to } => format!("redact in {room} {}", to.short()),
     }
 }

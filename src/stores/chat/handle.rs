@@ -1,9 +1,13 @@
 //! The handle on a chat store.
 
+use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
-use super::machine::{self, MESSAGES, MessageRow, PLACES, REACTIONS, ROOMS, RoomRow, corrupt, decode, room_prefix};
+use super::machine::{
+    self, EDITS, EditRow, MESSAGES, MessageRow, PLACES, REACTIONS, REDACTED, ROOMS, RoomRow, TOUCHED, corrupt, decode,
+    room_prefix,
+};
 use super::wire::{self, Op};
 use crate::clock::Hlc;
 use crate::ids::{Hash, NodeId};
@@ -29,6 +33,12 @@ pub enum ChatError {
     /// Several messages' ids begin so.
     #[error("several messages are named '{0}…': give more of the id")]
     Ambiguous(String),
+    /// The message is someone else's.
+    #[error("the message {0} is {1}'s: only its author can change it")]
+    NotYours(String, String),
+    /// The message was taken back.
+    #[error("the message {0} was redacted")]
+    Redacted(String),
     /// The entry was not signed.
     #[error(transparent)]
     Submit(#[from] SubmitError),
@@ -50,6 +60,8 @@ pub struct Room {
     pub first: Hlc,
     /// The stamp of the last.
     pub last: Hlc,
+    /// The stamp of the last thing done in it: a message, or something done to one.
+    pub touched: Hlc,
 }
 
 /// Where a message stands in its room.
@@ -68,8 +80,8 @@ pub struct Position {
 pub struct Reaction {
     /// The emoji.
     pub emoji: String,
-    /// Who, by id.
-    pub by: Vec<NodeId>,
+    /// Who, by id, and when.
+    pub by: Vec<(NodeId, Hlc)>,
 }
 
 /// A message.
@@ -81,9 +93,13 @@ pub struct Message {
     pub position: Position,
     /// The message that it answers; it may be missing here.
     pub reply_to: Option<Hash>,
-    /// The text as it was written: to be escaped before it is shown.
+    /// The text as it was written, or as it was edited last: to be escaped before it is shown. Empty if it was redacted.
     pub text: String,
-    /// Reactions, by emoji.
+    /// When it was edited last.
+    pub edited: Option<Hlc>,
+    /// When it was redacted.
+    pub redacted: Option<Hlc>,
+    /// Reactions, by emoji; none to what was redacted.
     pub reactions: Vec<Reaction>,
 }
 
@@ -116,11 +132,12 @@ impl Chat {
     /// If the store can't be read.
     pub fn rooms(&self) -> Result<Vec<Room>> {
         let mut found = Vec::new();
-        self.view()?.scan(ROOMS, (Bound::Unbounded, Bound::Unbounded), false, &mut |name, row| {
+        let view = self.view()?;
+        view.scan(ROOMS, (Bound::Unbounded, Bound::Unbounded), false, &mut |name, row| {
             found.push((name.to_vec(), row.to_vec()));
             Flow::Continue(())
         })?;
-        found.into_iter().map(|(name, row)| room(name, &row)).collect()
+        found.into_iter().map(|(name, row)| room(&view, name, &row)).collect()
     }
 
     /// A room; `None` if nothing was posted to it.
@@ -128,7 +145,8 @@ impl Chat {
     /// # Errors
     /// If the store can't be read.
     pub fn room(&self, name: &str) -> Result<Option<Room>> {
-        self.view()?.get(ROOMS, name.as_bytes())?.map(|row| room(name.into(), &row)).transpose()
+        let view = self.view()?;
+        view.get(ROOMS, name.as_bytes())?.map(|row| room(&view, name.into(), &row)).transpose()
     }
 
     /// The messages of a room in order, those after `after`, at most `limit`. One that arrives late may stand before `after`.
@@ -218,6 +236,24 @@ impl Chat {
         self.submit(&[Op::React { room, to: *to, emoji: emoji.to_owned() }], origin)
     }
 
+    /// Gives a message of one's own another text.
+    ///
+    /// # Errors
+    /// As [`Chat::post`], or if the message is not here, another's, or redacted.
+    pub fn edit(&self, to: &Hash, text: &str, origin: Origin) -> Result<Receipt> {
+        let room = self.room_of(to)?;
+        self.submit(&[Op::Edit { room, to: *to, text: text.to_owned() }], origin)
+    }
+
+    /// Takes a message of one's own back.
+    ///
+    /// # Errors
+    /// As [`Chat::edit`].
+    pub fn redact(&self, to: &Hash, origin: Origin) -> Result<Receipt> {
+        let room = self.room_of(to)?;
+        self.submit(&[Op::Redact { room, to: *to }], origin)
+    }
+
     /// Signs and applies the operations as one entry.
     ///
     /// # Errors
@@ -225,6 +261,9 @@ impl Chat {
     pub fn submit(&self, ops: &[Op], origin: Origin) -> Result<Receipt> {
         for op in ops {
             wire::check(op).map_err(ChatError::Invalid)?;
+            if let Op::Edit { to, .. } | Op::Redact { to, .. } = op {
+                self.may_change(to)?;
+            }
         }
         let payload = wire::encode(ops);
         if payload.len() > limits::PAYLOAD {
@@ -239,15 +278,24 @@ impl Chat {
         machine::message_id(entry, op)
     }
 
+    fn may_change(&self, id: &Hash) -> Result<()> {
+        let message = self.message(id)?.ok_or_else(|| ChatError::NoMessage(id.short()))?;
+        if message.position.author != self.log.me() {
+            return Err(ChatError::NotYours(id.short(), self.log.membership().load().name(&message.position.author)));
+        }
+        if message.redacted.is_some() { Err(ChatError::Redacted(id.short())) } else { Ok(()) }
+    }
+
     fn room_of(&self, id: &Hash) -> Result<String> {
         Ok(self.message(id)?.ok_or_else(|| ChatError::NoMessage(id.short()))?.room)
     }
 }
 
-fn room(name: Vec<u8>, row: &[u8]) -> Result<Room> {
+fn room(view: &View<'_>, name: Vec<u8>, row: &[u8]) -> Result<Room> {
     let RoomRow { messages, first, last } = decode(row)?;
+    let touched = view.get(TOUCHED, &name)?.map(|row| decode(&row)).transpose()?.unwrap_or(last);
     let name = String::from_utf8(name).map_err(|_damaged| corrupt())?;
-    Ok(Room { name, messages, first, last })
+    Ok(Room { name, messages, first, last, touched })
 }
 
 fn place(key: &[u8]) -> Option<(String, Position)> {
@@ -262,16 +310,33 @@ fn place(key: &[u8]) -> Option<(String, Position)> {
 fn message(view: &View<'_>, key: &[u8], row: &[u8]) -> Result<Message> {
     let (room, position) = place(key).ok_or_else(corrupt)?;
     let MessageRow { to, text } = decode(row)?;
-    let mut marks: std::collections::BTreeMap<String, Vec<NodeId>> = std::collections::BTreeMap::new();
+    let message = Message { room, position, reply_to: to, text, edited: None, redacted: None, reactions: Vec::new() };
+    let by_author = [position.id.0, position.author.0].concat();
+    if let Some(row) = view.get(REDACTED, &by_author)? {
+        return Ok(Message { text: String::new(), redacted: Some(decode(&row)?), ..message });
+    }
+    let reactions = reactions(view, &position.id)?;
+    let edit: Option<EditRow> = view.get(EDITS, &by_author)?.map(|row| decode(&row)).transpose()?;
+    Ok(match edit {
+        Some(EditRow { at, text, .. }) => Message { text, edited: Some(at), reactions, ..message },
+        None => Message { reactions, ..message },
+    })
+}
+
+fn reactions(view: &View<'_>, id: &Hash) -> Result<Vec<Reaction>> {
+    let mut marks: BTreeMap<String, Vec<(NodeId, Vec<u8>)>> = BTreeMap::new();
     let mut end = Vec::new();
-    view.scan(REACTIONS, prefix(&position.id.0, &mut end), false, &mut |key, _| {
+    view.scan(REACTIONS, prefix(&id.0, &mut end), false, &mut |key, row| {
         if let Some((author, emoji)) = key[32..].split_first_chunk()
             && let Ok(emoji) = std::str::from_utf8(emoji)
         {
-            marks.entry(emoji.to_owned()).or_default().push(NodeId(*author));
+            marks.entry(emoji.to_owned()).or_default().push((NodeId(*author), row.to_vec()));
         }
         Flow::Continue(())
     })?;
-    let reactions = marks.into_iter().map(|(emoji, by)| Reaction { emoji, by }).collect();
-    Ok(Message { room, position, reply_to: to, text, reactions })
+    let dated = |(emoji, by): (String, Vec<(NodeId, Vec<u8>)>)| {
+        let by = by.into_iter().map(|(author, row)| Ok((author, decode(&row)?))).collect::<Result<_>>()?;
+        Ok(Reaction { emoji, by })
+    };
+    marks.into_iter().map(dated).collect()
 }

@@ -1,4 +1,4 @@
-//! The state machine: files messages and reactions where they are found.
+//! The state machine: files messages, and what was done to them, where they are found.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,9 @@ pub(super) const ROOMS: Table = "rooms";
 pub(super) const MESSAGES: Table = "messages";
 pub(super) const PLACES: Table = "places";
 pub(super) const REACTIONS: Table = "reactions";
+pub(super) const EDITS: Table = "edits";
+pub(super) const REDACTED: Table = "redacted";
+pub(super) const TOUCHED: Table = "touched";
 
 /// What the state keeps of a room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +30,15 @@ pub(super) struct RoomRow {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct MessageRow {
     pub(super) to: Option<Hash>,
+    pub(super) text: String,
+}
+
+/// What the state keeps of an author's edits of a message: the last of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct EditRow {
+    pub(super) at: Hlc,
+    /// The operation's place in its entry: one entry may hold several.
+    pub(super) place: u64,
     pub(super) text: String,
 }
 
@@ -64,7 +76,7 @@ impl StateMachine for Machine {
     }
 
     fn tables(&self) -> &'static [Table] {
-        &[ROOMS, MESSAGES, PLACES, REACTIONS]
+        &[ROOMS, MESSAGES, PLACES, REACTIONS, EDITS, REDACTED, TOUCHED]
     }
 
     fn apply(&self, txn: &mut Txn<'_>, entry: &Entry) -> Result<Effects> {
@@ -73,17 +85,24 @@ impl StateMachine for Machine {
             Err(reason) => return Ok(Effects { noop: Some(reason), ..Effects::default() }),
         };
         let mut effects = Effects::default();
+        let header = entry.header();
         for (place, op) in ops.into_iter().enumerate() {
+            touch(txn, op.room(), header.hlc)?;
+            let done_to = |to: &Hash| [to.0, header.author.0].concat();
             let change = match op {
                 Op::Post { room, text } => post(txn, entry, place, room, MessageRow { to: None, text })?,
                 Op::Reply { room, to, text } => post(txn, entry, place, room, MessageRow { to: Some(to), text })?,
                 Op::React { room, to, emoji } => {
-                    let header = entry.header();
-                    let key = [&to.0[..], &header.author.0, emoji.as_bytes()].concat();
-                    let known: Option<Hlc> = txn.get(REACTIONS, &key)?.map(|row| decode(&row)).transpose()?;
-                    let first = known.map_or(header.hlc, |known| known.min(header.hlc));
-                    txn.put(REACTIONS, key, encode(&first)?);
-                    Change { key: room.into(), what: What::Modified }
+                    first(txn, REACTIONS, [&done_to(&to), emoji.as_bytes()].concat(), header.hlc)?;
+                    modified(room)
+                }
+                Op::Edit { room, to, text } => {
+                    edit(txn, done_to(&to), EditRow { at: header.hlc, place: place as u64, text })?;
+                    modified(room)
+                }
+                Op::Redact { room, to } => {
+                    first(txn, REDACTED, done_to(&to), header.hlc)?;
+                    modified(room)
                 }
             };
             if !effects.changes.contains(&change) {
@@ -92,6 +111,36 @@ impl StateMachine for Machine {
         }
         Ok(effects)
     }
+}
+
+fn modified(room: String) -> Change {
+    Change { key: room.into(), what: What::Modified }
+}
+
+/// Keeps the latest stamp of a room.
+fn touch(txn: &mut Txn<'_>, room: &str, hlc: Hlc) -> Result<()> {
+    let known: Option<Hlc> = txn.get(TOUCHED, room.as_bytes())?.map(|row| decode(&row)).transpose()?;
+    if known.is_none_or(|known| known < hlc) {
+        txn.put(TOUCHED, room.as_bytes(), encode(&hlc)?);
+    }
+    Ok(())
+}
+
+/// Keeps the first stamp of something that is done once.
+fn first(txn: &mut Txn<'_>, table: Table, key: Vec<u8>, hlc: Hlc) -> Result<()> {
+    let known: Option<Hlc> = txn.get(table, &key)?.map(|row| decode(&row)).transpose()?;
+    let first = known.map_or(hlc, |known| known.min(hlc));
+    txn.put(table, key, encode(&first)?);
+    Ok(())
+}
+
+/// Keeps an author's last edit of a message.
+fn edit(txn: &mut Txn<'_>, key: Vec<u8>, edit: EditRow) -> Result<()> {
+    let known: Option<EditRow> = txn.get(EDITS, &key)?.map(|row| decode(&row)).transpose()?;
+    if known.is_none_or(|known| (known.at, known.place) < (edit.at, edit.place)) {
+        txn.put(EDITS, key, encode(&edit)?);
+    }
+    Ok(())
 }
 
 fn post(txn: &mut Txn<'_>, entry: &Entry, place: usize, room: String, message: MessageRow) -> Result<Change> {

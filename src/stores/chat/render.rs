@@ -13,13 +13,15 @@ use crate::stores::root::names;
 
 /// Hexadecimal digits of an id that are shown at least.
 const DIGITS: usize = 4;
+/// The same where the other messages of the room are not known.
+pub(super) const FOLLOWED: usize = 8;
 /// Replies to replies are moved in no further than this.
 const DEPTH: usize = 8;
 /// Messages read at once.
 const PAGE: usize = 1_000;
 
 /// What others wrote, with nothing in it that a terminal would obey or that would look like a line of its own.
-fn escape(text: &str, indent: usize) -> String {
+pub(super) fn escape(text: &str, indent: usize) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.trim_end().chars() {
         match character {
@@ -36,14 +38,14 @@ fn escape(text: &str, indent: usize) -> String {
     out
 }
 
-fn when(hlc: Hlc) -> String {
+pub(super) fn when(hlc: Hlc) -> String {
     let format = format_description!("[year]-[month]-[day] [hour]:[minute]");
     let seconds = i64::try_from(hlc.millis().0 / 1_000).unwrap_or(i64::MAX);
     let time = OffsetDateTime::from_unix_timestamp(seconds).ok().and_then(|time| time.format(format).ok());
     time.unwrap_or_else(|| "????-??-?? ??:??".into())
 }
 
-fn digits(id: &Hash, length: usize) -> String {
+pub(super) fn digits(id: &Hash, length: usize) -> String {
     id.to_string()[..length].to_owned()
 }
 
@@ -70,10 +72,11 @@ fn line(message: &Message, id: &str, depth: usize, members: &Membership) -> Stri
         out.push_str("↳ ");
     }
     let author = members.name(&message.position.author);
-    let text = escape(&message.text, indent);
-    out.push_str(&format!("{} [{id}] {author}: {text}", when(message.position.hlc)));
+    let text = if message.redacted.is_some() { "(redacted)".into() } else { escape(&message.text, indent) };
+    let edited = if message.edited.is_some() { " (edited)" } else { "" };
+    out.push_str(&format!("{} [{id}] {author}: {text}{edited}", when(message.position.hlc)));
     for reaction in &message.reactions {
-        let by: Vec<_> = reaction.by.iter().map(|node| members.name(node)).collect();
+        let by: Vec<_> = reaction.by.iter().map(|(node, _)| members.name(node)).collect();
         out.push_str(&format!("  {} {}", escape(&reaction.emoji, 0), by.join(", ")));
     }
     out.push('\n');
@@ -85,11 +88,11 @@ impl Chat {
     #[must_use]
     pub fn line(&self, message: &Message) -> String {
         let members = self.log().membership().load();
-        let id = digits(&message.position.id, 8);
+        let id = digits(&message.position.id, FOLLOWED);
         let line = line(message, &id, 0, &members);
         match message.reply_to {
             None => line,
-            Some(to) => format!("↳ {} {line}", digits(&to, 8)),
+            Some(to) => format!("↳ {} {line}", digits(&to, FOLLOWED)),
         }
     }
 
@@ -99,6 +102,11 @@ impl Chat {
     /// # Errors
     /// If the store can't be read.
     pub fn render(&self, room: &str) -> Result<String, ChatError> {
+        Ok(self.rendered(&self.all(room)?))
+    }
+
+    /// All messages of a room, in order.
+    pub(super) fn all(&self, room: &str) -> Result<Vec<Message>, ChatError> {
         let mut messages: Vec<Message> = Vec::new();
         loop {
             let after: Option<Position> = messages.last().map(|message| message.position);
@@ -106,13 +114,17 @@ impl Chat {
             let last = page.len() < PAGE;
             messages.extend(page);
             if last {
-                break;
+                return Ok(messages);
             }
         }
-        let ids = shortened(&messages);
+    }
+
+    /// Messages in order as the text of their room.
+    pub(super) fn rendered(&self, messages: &[Message]) -> String {
+        let ids = shortened(messages);
         let mut answers: BTreeMap<Hash, Vec<&Message>> = BTreeMap::new();
         let mut tops = Vec::new();
-        for message in &messages {
+        for message in messages {
             match message.reply_to.filter(|to| ids.contains_key(to)) {
                 Some(to) => answers.entry(to).or_default().push(message),
                 None => tops.push(message),
@@ -127,6 +139,6 @@ impl Chat {
             let below = answers.remove(&message.position.id).unwrap_or_default();
             rest.extend(below.into_iter().rev().map(|message| (depth + 1, message)));
         }
-        Ok(out)
+        out
     }
 }

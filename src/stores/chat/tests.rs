@@ -112,11 +112,79 @@ fn a_bad_room_text_or_reaction_is_refused_before_it_is_signed() {
 }
 
 #[test]
+fn the_last_edit_shows_and_a_redaction_goes_before_all_edits_and_only_the_authors_count() {
+    let clock = clock();
+    let (a, b) = (chat(0, &clock), chat(1, &clock));
+    let (id, posted) = post(&a, "first");
+    let one = a.edit(&id, "second", Origin::Local).unwrap();
+    let two = a.edit(&id, "third", Origin::Local).unwrap();
+    give(&b, &a, &[&posted, &one, &two]);
+    assert_eq!(texts(&a), ["node0: third (edited)"]);
+    assert!(matches!(b.edit(&id, "mine", Origin::Local), Err(ChatError::NotYours(..))));
+    assert!(matches!(b.redact(&id, Origin::Local), Err(ChatError::NotYours(..))));
+    let forged =
+        [Op::Edit { room: "lobby".into(), to: id, text: "forged".into() }, Op::Redact { room: "lobby".into(), to: id }];
+    let forged = b.log().submit(&wire::encode(&forged), Origin::Local).unwrap();
+    give(&a, &b, &[&forged]);
+    for chat in [&a, &b] {
+        assert_eq!(texts(chat), ["node0: third (edited)"]);
+    }
+    let answer = b.reply(&id, "answer", Origin::Local).unwrap();
+    let mark = b.react(&id, "👍", Origin::Local).unwrap();
+    let gone = a.redact(&id, Origin::Local).unwrap();
+    give(&a, &b, &[&answer, &mark]);
+    give(&b, &a, &[&gone]);
+    for chat in [&a, &b] {
+        assert_eq!(texts(chat), ["node0: (redacted)", "  ↳ node1: answer"]);
+        assert_eq!(chat.message(&id).unwrap().unwrap().text, "");
+    }
+    assert!(matches!(a.edit(&id, "back", Origin::Local), Err(ChatError::Redacted(_))));
+    let back = Op::Edit { room: "lobby".into(), to: id, text: "back".into() };
+    a.log().submit(&wire::encode(&[back]), Origin::Local).unwrap();
+    assert_eq!(texts(&a)[0], "node0: (redacted)");
+}
+
+#[test]
+fn whoever_follows_is_told_of_each_thing_once_in_a_line_at_the_end() {
+    let clock = clock();
+    let (a, b) = (chat(0, &clock), chat(1, &clock));
+    let (id, posted) = post(&a, "first");
+    give(&b, &a, &[&posted]);
+    let late = b.reply(&id, "late", Origin::Local).unwrap();
+    let (_, second) = post(&a, "second");
+    let before = a.reading("lobby").unwrap();
+    give(&a, &b, &[&late]);
+    let (now, news) = a.since("lobby", &before).unwrap();
+    assert!(news.starts_with(&format!("↳ {} ", &id.to_string()[..8])) && news.ends_with("node1: late\n"), "{news}");
+    assert!(now.text.contains("first\n  ↳ ") && now.text == a.render("lobby").unwrap(), "{}", now.text);
+    give(&b, &a, &[&second]);
+    let done = [a.edit(&id, "erst", Origin::Local).unwrap(), a.react(&id, "👍", Origin::Local).unwrap()];
+    let (then, news) = a.since("lobby", &now).unwrap();
+    let lines: Vec<_> = news.lines().collect();
+    assert_eq!(lines.len(), 2, "{news}");
+    assert!(lines[0].ends_with("node0 edits: erst") && lines[1].ends_with("node0: 👍"), "{news}");
+    let gone = a.redact(&id, Origin::Local).unwrap();
+    let (last, news) = a.since("lobby", &then).unwrap();
+    assert!(news.ends_with("node0 redacts it\n") && news.lines().count() == 1, "{news}");
+    assert_eq!(a.since("lobby", &last).unwrap().1, "");
+    let told = |receipt: &Receipt| {
+        let view = a.log().database().view().unwrap();
+        let entry = a.log().get(&view, &receipt.hash).unwrap().unwrap();
+        a.brought("lobby", &entry).unwrap().into_iter().map(|news| news.what).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&late), ["message"]);
+    assert_eq!(told(&gone), ["redaction"]);
+    assert!(done.iter().all(|receipt| told(receipt).is_empty()), "what a redaction hides is not told");
+}
+
+#[test]
 fn the_payload_of_version_1_is_frozen() {
     let ops = [
         Op::Post { room: "r".into(), text: "t".into() },
         Op::Reply { room: "r".into(), to: Hash([1; 32]), text: "a".into() },
         Op::React { room: "r".into(), to: Hash([2; 32]), emoji: "👍".into() },
+        Op::Edit { room: "r".into(), to: Hash([3; 32]), text: "e".into() },
+        Op::Redact { room: "r".into(), to: Hash([4; 32]) },
     ];
     let bytes = wire::encode(&ops);
     assert_eq!(wire::decode(&bytes).unwrap(), ops);
@@ -132,6 +200,10 @@ enum Step {
     /// Answers a message that nobody has, or that another node has.
     Blind(u8),
     React(usize, u8),
+    Edit(usize, u8),
+    Redact(usize),
+    /// Edits or redacts, past all checks, a message that may be another's, or not here.
+    Meddle(u8, bool),
     Pull(u8),
 }
 
@@ -141,6 +213,9 @@ fn step() -> impl Strategy<Value = (u8, Step)> {
         2 => any::<usize>().prop_map(Step::Reply),
         1 => (0u8..3).prop_map(Step::Blind),
         2 => (any::<usize>(), 0u8..2).prop_map(|(pick, emoji)| Step::React(pick, emoji)),
+        2 => (any::<usize>(), 0u8..3).prop_map(|(pick, text)| Step::Edit(pick, text)),
+        1 => any::<usize>().prop_map(Step::Redact),
+        1 => (0u8..3, any::<bool>()).prop_map(|(of, redact)| Step::Meddle(of, redact)),
         2 => (0u8..3).prop_map(Step::Pull),
     ];
     (0u8..3, step)
@@ -165,8 +240,20 @@ fn deliver(chat: &Chat, mut waiting: Vec<Entry>, mut seed: u64) {
     }
 }
 
+/// What is refused because the message is another's or was redacted leaves no trace.
+fn unless_refused(result: Result<Receipt, ChatError>) {
+    match result {
+        Ok(_) | Err(ChatError::NotYours(..) | ChatError::Redacted(_)) => {}
+        Err(error) => panic!("{error}"),
+    }
+}
+
 fn take(chats: &[Chat], me: usize, step: &Step) {
     let chat = &chats[me];
+    let first = |of: u8| {
+        let seen = chats[usize::from(of)].messages("lobby", None, 1).unwrap();
+        seen.first().map_or(Hash([9; 32]), |message| message.position.id)
+    };
     let pick = |pick: &usize| {
         let messages = chat.messages("lobby", None, 1_000).unwrap();
         messages.get(pick % messages.len().max(1)).map(|message| message.position.id)
@@ -179,14 +266,28 @@ fn take(chats: &[Chat], me: usize, step: &Step) {
             }
         }
         Step::Blind(other) => {
-            let seen = chats[usize::from(*other)].messages("lobby", None, 1).unwrap();
-            let to = seen.first().map_or(Hash([9; 32]), |message| message.position.id);
+            let to = first(*other);
             chat.submit(&[Op::Reply { room: "lobby".into(), to, text: "blind".into() }], Origin::Local).unwrap();
         }
         Step::React(to, emoji) => {
             if let Some(to) = pick(to) {
                 chat.react(&to, ["👍", "🎉"][usize::from(*emoji)], Origin::Local).unwrap();
             }
+        }
+        Step::Edit(to, text) => {
+            if let Some(to) = pick(to) {
+                unless_refused(chat.edit(&to, &format!("edited {text}"), Origin::Local));
+            }
+        }
+        Step::Redact(to) => {
+            if let Some(to) = pick(to) {
+                unless_refused(chat.redact(&to, Origin::Local));
+            }
+        }
+        Step::Meddle(of, redact) => {
+            let (room, to) = ("lobby".to_owned(), first(*of));
+            let op = if *redact { Op::Redact { room, to } } else { Op::Edit { room, to, text: "meddled".into() } };
+            chat.log().submit(&wire::encode(&[op]), Origin::Local).unwrap();
         }
         Step::Pull(from) => deliver(chat, entries(&chats[usize::from(*from)]), 1),
     }
@@ -221,7 +322,7 @@ proptest! {
         prop_assert_eq!(seen.len(), 1);
         let lines = seen.first().map_or(0, |(_, text)| text.lines().count());
         let posted = all.iter().flat_map(|entry| wire::decode(entry.payload()).unwrap());
-        let posted = posted.filter(|op| !matches!(op, Op::React { .. })).count();
+        let posted = posted.filter(|op| matches!(op, Op::Post { .. } | Op::Reply { .. })).count();
         prop_assert_eq!(lines, posted, "each message is a line, whatever it answers");
     }
 }

@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! message Payload { uint32 version = 1; repeated Operation operations = 2; }
-//! message Operation { oneof action { Post post = 1; Reply reply = 2; React react = 3; } }   4 and 5: for edit and redact
+//! message Operation { oneof action { Post post = 1; Reply reply = 2; React react = 3; Edit edit = 4; Redact redact = 5; } }
 //! message Post  { string room = 1; string text = 2; }
 //! message Reply { string room = 1; bytes to = 2; string text = 3; }
 //! message React { string room = 1; bytes to = 2; string emoji = 3; }
+//! message Edit { string room = 1; bytes to = 2; string text = 3; }
+//! message Redact { string room = 1; bytes to = 2; }
 //! ```
 
 use prost::Message;
@@ -47,6 +49,35 @@ pub enum Op {
         /// The emoji.
         emoji: String,
     },
+    /// Gives a message of one's own another text. By anyone else it does nothing.
+    Edit {
+        /// The room that the message is in.
+        room: String,
+        /// The message.
+        to: Hash,
+        /// What it says from now on.
+        text: String,
+    },
+    /// Takes a message of one's own back. By anyone else it does nothing.
+    Redact {
+        /// The room that the message is in.
+        room: String,
+        /// The message.
+        to: Hash,
+    },
+}
+
+impl Op {
+    /// The room that it is done in.
+    #[must_use]
+    pub fn room(&self) -> &str {
+        let (Self::Post { room, .. }
+        | Self::Reply { room, .. }
+        | Self::React { room, .. }
+        | Self::Edit { room, .. }
+        | Self::Redact { room, .. }) = self;
+        room
+    }
 }
 
 mod message {
@@ -62,7 +93,7 @@ mod message {
 
     #[derive(Clone, PartialEq, Message)]
     pub(super) struct Operation {
-        #[prost(oneof = "Action", tags = "1, 2, 3")]
+        #[prost(oneof = "Action", tags = "1, 2, 3, 4, 5")]
         pub(super) action: Option<Action>,
     }
 
@@ -74,6 +105,10 @@ mod message {
         Reply(Reply),
         #[prost(message, tag = "3")]
         React(React),
+        #[prost(message, tag = "4")]
+        Edit(Edit),
+        #[prost(message, tag = "5")]
+        Redact(Redact),
     }
 
     #[derive(Clone, PartialEq, Message)]
@@ -103,6 +138,24 @@ mod message {
         #[prost(string, tag = "3")]
         pub(super) emoji: String,
     }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(super) struct Edit {
+        #[prost(string, tag = "1")]
+        pub(super) room: String,
+        #[prost(bytes = "vec", tag = "2")]
+        pub(super) to: Vec<u8>,
+        #[prost(string, tag = "3")]
+        pub(super) text: String,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(super) struct Redact {
+        #[prost(string, tag = "1")]
+        pub(super) room: String,
+        #[prost(bytes = "vec", tag = "2")]
+        pub(super) to: Vec<u8>,
+    }
 }
 
 /// The payload that holds `ops`.
@@ -112,6 +165,8 @@ pub(super) fn encode(ops: &[Op]) -> Vec<u8> {
         Op::Post { room, text } => Action::Post(message::Post { room, text }),
         Op::Reply { room, to, text } => Action::Reply(message::Reply { room, to: to.0.to_vec(), text }),
         Op::React { room, to, emoji } => Action::React(message::React { room, to: to.0.to_vec(), emoji }),
+        Op::Edit { room, to, text } => Action::Edit(message::Edit { room, to: to.0.to_vec(), text }),
+        Op::Redact { room, to } => Action::Redact(message::Redact { room, to: to.0.to_vec() }),
     };
     let operations = ops.iter().map(|op| message::Operation { action: Some(action(op)) }).collect();
     message::Payload { version: VERSION, operations }.encode_to_vec()
@@ -137,15 +192,17 @@ fn op(action: message::Action) -> Option<Op> {
         Action::Post(post) => Op::Post { room: post.room, text: post.text },
         Action::Reply(reply) => Op::Reply { room: reply.room, to: Hash::from_slice(&reply.to)?, text: reply.text },
         Action::React(react) => Op::React { room: react.room, to: Hash::from_slice(&react.to)?, emoji: react.emoji },
+        Action::Edit(edit) => Op::Edit { room: edit.room, to: Hash::from_slice(&edit.to)?, text: edit.text },
+        Action::Redact(redact) => Op::Redact { room: redact.room, to: Hash::from_slice(&redact.to)? },
     })
 }
 
 /// Whether an operation is well formed.
 pub(super) fn check(op: &Op) -> Result<(), String> {
-    let (Op::Post { room, .. } | Op::Reply { room, .. } | Op::React { room, .. }) = op;
-    names::check(room).map_err(|error| error.to_string())?;
+    names::check(op.room()).map_err(|error| error.to_string())?;
     match op {
-        Op::Post { text, .. } | Op::Reply { text, .. } => {
+        Op::Redact { .. } => {}
+        Op::Post { text, .. } | Op::Reply { text, .. } | Op::Edit { text, .. } => {
             if text.trim().is_empty() {
                 return Err("a message without text".into());
             }
