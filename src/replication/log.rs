@@ -13,6 +13,7 @@
 //! | frontier | hash               | hlc |
 //! | meta     | name               | counters |
 //! | noops    | hash               | why the entry did nothing |
+//! | seen     | author, seq        | the past of that entry: author, seq, in the authors' order |
 //! | wanted   | blob's hash        | its size: named by an entry, not here yet |
 //! | forks    | author, seq        | an entry that has this place besides the included one: proof against its author |
 //!
@@ -25,6 +26,7 @@ mod inclusion;
 mod indexes;
 mod notes;
 mod outgoing;
+mod past;
 mod rebuild;
 mod regain;
 mod verdict;
@@ -50,6 +52,7 @@ pub use indexes::Tip;
 use indexes::number;
 use outgoing::Outgoing;
 pub use outgoing::{Durable, Outbox};
+pub use past::Past;
 pub use verdict::{Rejected, Verdict};
 
 const ENTRIES: Table = "entries";
@@ -61,6 +64,7 @@ const FRONTIER: Table = "frontier";
 const META: Table = "meta";
 /// Why entries did nothing, by hash. Only the root store's machine, whose judgement of an entry may change, writes it itself.
 pub(crate) const NOOPS: Table = "noops";
+const SEEN: Table = "seen";
 const WANTED: Table = "wanted";
 const FORKS: Table = "forks";
 

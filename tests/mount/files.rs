@@ -42,7 +42,7 @@ fn the_shells_truncate_and_write_is_one_version_and_never_an_empty_one() {
     world.sh("echo one > f");
     assert_eq!(world.entries_of("echo two > f"), 1);
     let history = world.here.home().history(b"f").unwrap();
-    assert!(history.iter().all(|head| head.content.size() == 4), "an empty version was published");
+    assert!(history.iter().all(|version| version.head.content.size() == 4), "an empty version was published");
 }
 
 #[test]

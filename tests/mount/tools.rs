@@ -127,7 +127,7 @@ fn a_save_that_moves_the_old_file_to_a_backup_first_is_one_entry() {
     assert!(!world.here.heads("f").unwrap().is_conflict());
     assert_eq!(world.sh("ls -A"), "f\n");
     let history = world.here.home().history(b"f").unwrap();
-    assert!(history.iter().all(|head| head.is_live()), "the file was gone for others meanwhile");
+    assert!(history.iter().all(|version| version.head.is_live()), "the file was gone for others meanwhile");
 }
 
 #[test]

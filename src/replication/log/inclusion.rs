@@ -162,6 +162,7 @@ impl Log {
         txn.put(CHAINS, chain_key(&header.author, header.seq), local);
         txn.put(ORDER, order_key(header.hlc, &hash), local);
         txn.put(TIPS, header.author.0, Tip { seq: header.seq, hlc: header.hlc, hash }.encode());
+        self.note_past(txn, head, entry)?;
         head.add(hash, header);
         self.apply(txn, entry)
     }

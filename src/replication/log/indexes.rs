@@ -89,8 +89,12 @@ impl Log {
     /// # Errors
     /// If the file can't be read.
     pub fn tips(&self, view: &View<'_>) -> Result<BTreeMap<NodeId, Tip>> {
+        self.tips_in(view)
+    }
+
+    pub(super) fn tips_in(&self, read: &impl Read) -> Result<BTreeMap<NodeId, Tip>> {
         let mut tips = BTreeMap::new();
-        view.scan(TIPS, (Bound::Unbounded, Bound::Unbounded), false, &mut |key, value| {
+        read.scan(TIPS, (Bound::Unbounded, Bound::Unbounded), false, &mut |key, value| {
             if let (Some(author), Some(tip)) = (NodeId::from_slice(key), Tip::decode(value)) {
                 tips.insert(author, tip);
             }

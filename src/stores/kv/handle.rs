@@ -9,7 +9,7 @@ use std::time::Duration;
 use prost::Message;
 
 use super::machine::{self, CONFLICTS, COUNT_CONFLICTS, COUNT_KEYS, HISTORY, KEYS};
-use super::model::{Content, Head, HeadId, Heads, Node, Op, Value};
+use super::model::{Content, Head, HeadId, Heads, Node, Op, Value, Version};
 use super::path::{self, BadPath, SEPARATOR};
 use super::{rows, wire};
 use crate::blobs::{BlobError, Payloads};
@@ -211,7 +211,7 @@ impl Kv {
     ///
     /// # Errors
     /// If the store can't be read.
-    pub fn history(&self, path: &[u8]) -> Result<Vec<Head>> {
+    pub fn history(&self, path: &[u8]) -> Result<Vec<Version>> {
         if path::check(path).is_err() {
             return Ok(Vec::new());
         }
@@ -326,7 +326,7 @@ impl Kv {
         if bytes.len() > limits::PAYLOAD {
             return Err(KvError::TooLarge { size: bytes.len(), limit: limits::PAYLOAD });
         }
-        wire::parse(payload, self.log.me(), 0).map_err(KvError::Invalid)?;
+        wire::parse(payload, self.log.me(), 0, Hlc(u64::MAX)).map_err(KvError::Invalid)?;
         let receipt = self.log.submit(&bytes, origin).map_err(|error| match error {
             SubmitError::Database(error) => KvError::Database(error),
             SubmitError::NotAllowed | SubmitError::Regaining | SubmitError::Malformed(_) => KvError::Submit(error),

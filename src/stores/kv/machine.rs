@@ -37,7 +37,8 @@ impl StateMachine for Machine {
 
     fn apply(&self, txn: &mut Txn<'_>, entry: &Entry) -> Result<Effects> {
         let header = entry.header();
-        let parsed = wire::decode(entry).and_then(|payload| wire::parse(payload, header.author, header.seq));
+        let parsed =
+            wire::decode(entry).and_then(|payload| wire::parse(payload, header.author, header.seq, header.hlc));
         let writes = match parsed {
             Ok(writes) => writes,
             Err(reason) => return Ok(Effects { noop: Some(reason), ..Effects::default() }),
@@ -137,7 +138,7 @@ impl Applied<'_, '_> {
         let row = path::row(&write.path);
         let before = heads(self.txn, &row)?;
         let mut now = before.as_ref().map(|heads| heads.all().to_vec()).unwrap_or_default();
-        for (hlc, id) in write.cites {
+        for (hlc, id) in write.cites.iter().copied() {
             if let Some(place) = now.iter().position(|head| (head.hlc, head.id) == (hlc, id)) {
                 now.swap_remove(place);
                 continue;
@@ -164,7 +165,7 @@ impl Applied<'_, '_> {
         } else {
             now.push(head);
         }
-        self.txn.put(HISTORY, own, rows::encode_version(&head));
+        self.txn.put(HISTORY, own, rows::encode_version(&head, &write.cites));
         if let super::Content::Blob { hash, size } = head.content {
             self.want(hash, size);
         }

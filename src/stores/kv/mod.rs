@@ -11,7 +11,7 @@
 //! | keys      | row                          | heads, of keys whose last write is no deletion |
 //! | tombs     | row                          | heads, of keys whose last write is a deletion |
 //! | conflicts | row                          | nothing; keys that need a person |
-//! | history   | row 0 0 hlc entry op         | the write |
+//! | history   | row 0 0 hlc entry op         | the write, and what it supersedes |
 //! | dangling  | row 0 0 hlc entry op         | nothing; cited and not here |
 //! | counts    | `keys`, `conflicts`          | how many, if not none |
 
@@ -21,6 +21,8 @@ mod describe;
 mod handle;
 mod machine;
 mod model;
+#[cfg(test)]
+mod moments;
 mod path;
 mod rows;
 #[cfg(test)]
@@ -30,5 +32,5 @@ mod wire;
 pub use describe::describe;
 pub use handle::{Kv, KvError, Opened, PATIENCE};
 pub use machine::Machine;
-pub use model::{Content, Head, HeadId, Heads, Kind, Node, Op, Value};
+pub use model::{Content, Head, HeadId, Heads, Kind, Node, Op, Value, Version};
 pub use path::{BadPath, check as check_path};

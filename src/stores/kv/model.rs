@@ -122,6 +122,15 @@ impl Head {
     }
 }
 
+/// A write to a key, and the writes that it superseded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Version {
+    /// The write.
+    pub head: Head,
+    /// The heads of the key that its author had seen, each with its stamp.
+    pub supersedes: Vec<(Hlc, HeadId)>,
+}
+
 /// The heads of a key, the last write first. At least one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Heads {

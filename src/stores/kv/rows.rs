@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! heads   flags (u8: 1 = shadowed) · (entry (32) · op (u16) · hlc (u64) · version)*, the last write first
+//! history version · (hlc (u64) · entry (32) · op (u16))*                         the writes that it supersedes
 //! version author (32) · seq (u64) · kind (u8) · mode (u16) · mtime (i64) · content
 //! content 0 | 1 · size (u32) · hash (32)                                         in the write's own operation
 //!           | 2 · author (32) · seq (u64) · op (u16) · size (u32) · hash (32)    in another
 //!           | 3 · hash (32) · size (u64)                                         in a blob
 //! ```
 
-use super::model::{Content, Head, HeadId, Heads, Kind, Node};
+use super::model::{Content, Head, HeadId, Heads, Kind, Node, Version};
 use super::path::SEPARATOR;
 use crate::clock::Hlc;
 use crate::ids::{Hash, NodeId};
@@ -16,6 +17,9 @@ use crate::replication::database::DatabaseError;
 use crate::stores::merge::Merge;
 
 const SHADOWED: u8 = 1;
+
+/// The length of a citation in a row of the history.
+const CITE: usize = 8 + 32 + 2;
 
 const EMPTY: u8 = 0;
 const OWN: u8 = 1;
@@ -189,18 +193,30 @@ pub(super) fn history_key(row: &[u8], hlc: Hlc, id: &HeadId) -> Vec<u8> {
 }
 
 /// The row of a write in the history.
-pub(super) fn encode_version(head: &Head) -> Vec<u8> {
-    let mut out = Vec::with_capacity(100);
+pub(super) fn encode_version(head: &Head, cites: &[(Hlc, HeadId)]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(100 + cites.len() * CITE);
     write_version(&mut out, head);
+    for (hlc, id) in cites {
+        out.extend(hlc.0.to_be_bytes());
+        out.extend(id.entry.0);
+        out.extend(id.op.to_be_bytes());
+    }
     out
 }
 
 /// A write from its row in the history; `suffix` is what follows the prefix in its key.
-pub(super) fn decode_version(suffix: &[u8], value: &[u8]) -> Result<Head, DatabaseError> {
+pub(super) fn decode_version(suffix: &[u8], value: &[u8]) -> Result<Version, DatabaseError> {
     let read = |mut key: Reader<'_>| {
         let hlc = Hlc(key.u64()?);
         let id = HeadId { entry: Hash(key.take()?), op: key.u16()? };
-        Reader(value).version(id, hlc)
+        let mut rest = Reader(value);
+        let head = rest.version(id, hlc)?;
+        let mut supersedes = Vec::with_capacity(rest.0.len() / CITE);
+        while !rest.0.is_empty() {
+            let hlc = Hlc(rest.u64()?);
+            supersedes.push((hlc, HeadId { entry: Hash(rest.take()?), op: rest.u16()? }));
+        }
+        Some(Version { head, supersedes })
     };
     read(Reader(suffix)).ok_or_else(corrupt)
 }

@@ -297,6 +297,8 @@ fn a_reference_that_promises_what_is_not_there_is_refused_when_read() {
     assert!(matches!(kv.read_within(&head, std::time::Duration::ZERO), Err(KvError::Absent(_))));
 }
 
+const LATE: crate::clock::Hlc = crate::clock::Hlc(u64::MAX);
+
 fn sample() -> wire::Payload {
     use crate::clock::Hlc;
     use crate::ids::{Hash, NodeId};
@@ -324,7 +326,7 @@ fn the_payload_of_version_1_is_frozen() {
     let hex = data_encoding::HEXLOWER.encode(&bytes);
     assert_eq!(hex, include_str!("../../../tests/frozen/kv-payload-v1.hex").trim());
     assert_eq!(wire::Payload::decode(bytes.as_slice()).unwrap(), sample());
-    assert_eq!(wire::parse(sample(), crate::ids::NodeId([7; 32]), 5).unwrap().len(), 6);
+    assert_eq!(wire::parse(sample(), crate::ids::NodeId([7; 32]), 5, LATE).unwrap().len(), 6);
 }
 
 #[test]
@@ -332,7 +334,7 @@ fn the_rows_of_the_state_are_frozen_and_read_back() {
     use crate::clock::Hlc;
     use crate::ids::{Hash, NodeId};
     let author = NodeId([7; 32]);
-    let heads = (0u8..).zip(wire::parse(sample(), author, 5).unwrap()).map(|(op, write)| Head {
+    let heads = (0u8..).zip(wire::parse(sample(), author, 5, LATE).unwrap()).map(|(op, write)| Head {
         id: HeadId { entry: Hash([op; 32]), op: op.into() },
         author,
         seq: 5,
@@ -348,4 +350,16 @@ fn the_rows_of_the_state_are_frozen_and_read_back() {
     let frozen = include_str!("../../../tests/frozen/kv-rows-v1.blake3").trim();
     assert_eq!(blake3::hash(&row).to_hex().as_str(), frozen, "the state's form changed: stores must be rebuilt");
     assert!(rows::decode(&row[..row.len() - 1]).is_err());
+    let version = Version {
+        head: *heads.lww(),
+        supersedes: vec![(Hlc(0x0102_0304_0506_0708), HeadId { entry: Hash([1; 32]), op: 3 }); 2],
+    };
+    let (key, value) = (
+        rows::history_key(b"", version.head.hlc, &version.head.id),
+        rows::encode_version(&version.head, &version.supersedes),
+    );
+    assert_eq!(rows::decode_version(&key[2..], &value).unwrap(), version);
+    let frozen = include_str!("../../../tests/frozen/kv-history-v1.hex").trim();
+    assert_eq!(data_encoding::HEXLOWER.encode(&value), frozen, "the state's form changed: stores must be rebuilt");
+    assert!(rows::decode_version(&key[2..], &value[..value.len() - 1]).is_err());
 }

@@ -139,8 +139,11 @@ pub(super) fn decode(entry: &Entry) -> Result<Payload, String> {
     Ok(payload)
 }
 
-/// The writes of a payload that `author` put into entry `seq`, or why none of them counts.
-pub(super) fn parse(payload: Payload, author: NodeId, seq: u64) -> Result<Vec<Parsed>, String> {
+/// The writes of a payload that `author` put into entry `seq` and stamped `hlc`, or why none of them counts.
+///
+/// What a write supersedes has an earlier stamp: so of any set of entries that holds the past of each, a key's last write
+/// is one of its heads, and is found without looking at the others.
+pub(super) fn parse(payload: Payload, author: NodeId, seq: u64, hlc: Hlc) -> Result<Vec<Parsed>, String> {
     if payload.operations.is_empty() {
         return Err("malformed: no operations".into());
     }
@@ -161,7 +164,8 @@ pub(super) fn parse(payload: Payload, author: NodeId, seq: u64) -> Result<Vec<Pa
             }),
         };
         let write = write.and_then(|write| match path::check(&write.path) {
-            Ok(()) => Ok(write),
+            Ok(()) if write.cites.iter().all(|(cited, _)| *cited < hlc) => Ok(write),
+            Ok(()) => Err("it supersedes what is not before it".into()),
             Err(error) => Err(error.to_string()),
         });
         writes.push(write.map_err(|reason| format!("malformed: operation {place}: {reason}"))?);
