@@ -4,6 +4,7 @@
 //! directory, the default. Where each came from is kept, so that it can be shown.
 
 mod directory;
+mod keep;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,7 +12,11 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-pub use directory::{Directory, DirectoryError, default_data, in_use, log_file, socket};
+pub use directory::{Directory, DirectoryError, default_data, in_use, log_file, quoted, socket, typed};
+pub use keep::keep;
+
+/// The file that holds a node's settings, in its data directory.
+const FILE: &str = "config.toml";
 
 /// What a setting is called, and what it is for.
 #[derive(Debug, Clone, Copy)]
@@ -94,6 +99,14 @@ pub enum ConfigError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The file can't be written.
+    #[error("{}: {source}", path.display())]
+    Unwritable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The file is not TOML.
     #[error("{}:{line}: {message}", path.display())]
     Syntax {
@@ -139,6 +152,13 @@ impl ConfigError {
                 }
                 _ => format!("make {} readable to you, or remove it", path.display()),
             },
+            Self::Unwritable { source, .. } if source.kind() == ErrorKind::StorageFull => {
+                "a flag's value is kept there: free some space on that disk".into()
+            }
+            Self::Unwritable { path, .. } => format!(
+                "a flag's value is kept there: make {} writable to you, or set it there yourself and leave the flag away",
+                path.display()
+            ),
             Self::Syntax { path, line, .. } => {
                 format!("correct line {line} of {}: a setting is `name = \"value\"`", path.display())
             }
@@ -205,7 +225,7 @@ impl Settings {
     }
 
     fn with(data: &Path, flags: &Flags, environment: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        let mut given = read_file(&data.join("config.toml"))?;
+        let mut given = read_file(&data.join(FILE))?;
         for known in KNOWN {
             if let Some(value) = environment(known.variable) {
                 given.insert(known.name, (value, Source::Environment(known.variable)));

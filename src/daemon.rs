@@ -1,6 +1,7 @@
 //! The daemon: builds every layer and owns the order of shutdown.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -43,6 +44,7 @@ pub struct Daemon {
     /// Held while the mesh is founded, joined or left: one at a time.
     changing: tokio::sync::Mutex<()>,
     started: Millis,
+    listen: SocketAddr,
     stop: CancellationToken,
 }
 
@@ -108,6 +110,7 @@ impl Daemon {
         };
         let daemon = Arc::new(Self {
             directory,
+            listen: SocketAddr::new(settings.listen.ip(), context.node.port()),
             started: context.clock.now(),
             context,
             mesh: Arc::default(),
@@ -259,7 +262,7 @@ fn failure(error: MeshError) -> Failure {
             Failure::refused(&error).hint("install the newer lattice on this machine")
         }
         MeshError::Ticket(TicketError::NotATicket | TicketError::Typo) => {
-            Failure::refused(&error).hint("copy the whole token, one line, as `lattice mesh invite` printed it")
+            Failure::refused(&error).hint("copy the whole token, one line, as it was printed on the other machine")
         }
         MeshError::Join(JoinError::Unreachable { .. }) => Failure::new(Kind::Unavailable, &error),
         MeshError::Join(JoinError::Refused(Refusal::Busy)) => Failure::new(Kind::Unavailable, &error),
@@ -303,6 +306,8 @@ impl Host for Daemon {
             data: self.directory.path().to_owned(),
             started: self.started,
             listening: self.context.node.addresses().iter().map(ToString::to_string).collect(),
+            listen: self.listen,
+            proposes: self.context.name.clone(),
             mounts: self.alive(),
             warnings: self.warnings(),
             forks: self.mesh.load().as_ref().map_or(0, |mesh| mesh.forks()),

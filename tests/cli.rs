@@ -162,6 +162,108 @@ fn a_port_is_chosen_once_and_kept_and_so_is_the_identity() {
 }
 
 #[test]
+fn what_up_is_told_is_kept_and_a_plain_up_uses_it_again() {
+    let node = Node::here();
+    let mount = node.mount();
+    node.lattice(&["up", mount.to_str().unwrap(), "--listen", "127.0.0.1:0", "--name", "nina"]);
+    let before = json(&node, &["status"]);
+    node.lattice(&["down"]);
+    assert_eq!(json(&node, &["up"])["mount"], mount.to_str().unwrap());
+    let after = json(&node, &["status"]);
+    assert_eq!((&before["listening"], &before["name"]), (&after["listening"], &"nina".into()));
+    assert_eq!(before["listening"], after["listening"]);
+    assert_eq!((&after["name"], after["mounts"][0].as_str()), (&"nina".into(), mount.to_str()));
+    let config = std::fs::read_to_string(node.data().join("config.toml")).unwrap();
+    assert_eq!(config, format!("listen = \"127.0.0.1:0\"\nname = \"nina\"\nmount = \"{}\"\n", mount.display()));
+
+    node.lattice(&["down"]);
+    node.lattice(&["up", "--no-mount", "--listen", "127.0.0.2:0", "--name", "ida"]);
+    node.lattice(&["down"]);
+    node.lattice(&["up", "--no-mount"]);
+    let changed = json(&node, &["status"]);
+    assert!(changed["listening"][0].as_str().unwrap().starts_with("127.0.0.2:"), "{changed}");
+    assert_eq!(changed["name"], "ida");
+}
+
+#[test]
+fn an_address_or_a_name_that_a_running_node_has_not_is_refused_with_what_to_do_and_one_that_it_has_is_not() {
+    let node = Node::here();
+    let mount = node.mount();
+    node.lattice(&["up", "--no-mount", "--listen", "127.0.0.1:0", "--name", "nina"]);
+    let listening = json(&node, &["status"])["listening"][0].as_str().unwrap().to_owned();
+    node.lattice(&["up", "--no-mount", "--listen", &listening, "--name", "nina"]);
+    let said = refused(&node, &["up", mount.to_str().unwrap(), "--listen", "127.0.0.1:1"], REFUSED);
+    assert!(said.contains(&format!("listens on {listening}, not on 127.0.0.1:1")), "{said}");
+    assert!(said.contains("stop it first: `lattice ") && said.contains(" down`"), "{said}");
+    assert!(json(&node, &["status"])["mounts"].as_array().unwrap().is_empty(), "it was mounted all the same");
+    let said = refused(&node, &["up", "--no-mount", "--name", "ida"], REFUSED);
+    assert!(said.contains("is called 'nina', not 'ida'") && said.contains(" down`"), "{said}");
+    let config = std::fs::read_to_string(node.data().join("config.toml")).unwrap();
+    assert!(!config.contains("ida") && !config.contains("127.0.0.1:1\""), "{config}");
+    node.lattice(&["mesh", "init"]);
+    let said = refused(&node, &["up", "--no-mount", "--name", "ida"], REFUSED);
+    assert!(said.contains("is called 'nina' in the mesh 'mesh'"), "{said}");
+    node.lattice(&["down"]);
+    let output = node.attempt(&["up", "--no-mount", "--name", "ida"]);
+    assert!(output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("note: this node is called 'nina' in the mesh 'mesh'"), "{said}");
+}
+
+#[test]
+fn an_address_that_can_not_be_had_is_not_kept() {
+    let node = Node::here();
+    let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    assert!(!node.attempt(&["up", "--no-mount", "--listen", &address]).status.success());
+    assert!(!node.data().join("config.toml").exists());
+}
+
+/// The commands that a text tells to type.
+fn hinted(said: &str) -> Vec<String> {
+    said.split('`').skip(1).step_by(2).filter(|part| part.starts_with("lattice ")).map(str::to_owned).collect()
+}
+
+#[test]
+fn a_hinted_command_works_when_it_is_pasted() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("it's a node");
+    let programs = Path::new(env!("CARGO_BIN_EXE_lattice")).parent().unwrap();
+    let sh = |script: &str| {
+        std::process::Command::new("sh")
+            .args(["-c", script])
+            .env("PATH", format!("{}:{}", programs.display(), std::env::var("PATH").unwrap()))
+            .env("HOME", dir.path())
+            .env_remove("LATTICE_DATA")
+            .env_remove("XDG_DATA_HOME")
+            .env("LATTICE_LISTEN", "127.0.0.1:0")
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    };
+    let lattice = format!("lattice --data \"{}\"", data.display());
+    let pasted = |command: &str| {
+        let said = String::from_utf8_lossy(&sh(&format!("{lattice} {command}")).stderr).into_owned();
+        let hints = hinted(&said);
+        assert!(!hints.is_empty(), "{command}: {said}");
+        for hint in hints.iter().filter(|hint| !hint.contains("TOKEN")) {
+            let output = sh(hint);
+            assert!(output.status.success(), "{command}: {hint}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+    };
+    pasted("status");
+    pasted("peers");
+    pasted("kv get none");
+    pasted("store status none");
+    pasted("chat post lobby hi --reply ffff");
+    drop(sh(&format!("{lattice} chat post lobby hi")));
+    pasted("chat post lobby hi --reply ffff");
+    drop(sh(&format!("{lattice} down")));
+    pasted("status");
+    drop(sh(&format!("{lattice} down")));
+}
+
+#[test]
 fn a_value_goes_in_by_argument_file_and_stdin_and_comes_out_as_it_was() {
     let node = with_mesh();
     node.lattice(&["kv", "put", "by/argument", "no newline"]);
@@ -199,6 +301,51 @@ fn a_value_goes_in_by_argument_file_and_stdin_and_comes_out_as_it_was() {
     refused(&node, &["kv", "put", "a//b", "x"], REFUSED);
     assert!(refused(&node, &["kv", "get", "x", "--store", "none"], NOT_FOUND).contains("there is no store 'none'"));
     refused(&node, &["kv", "get", "x", "--store", "chat"], REFUSED);
+}
+
+/// Two members that have both written the key while neither could hear of the other's write; the first node runs.
+fn conflicted(key: &str) -> [Node<'static>; 2] {
+    let nodes = [with_mesh(), Node::here()];
+    nodes[1].up();
+    let token = nodes[0].lattice(&["mesh", "invite"]);
+    nodes[1].lattice(&["mesh", "join", token.trim(), "--wait"]);
+    nodes[0].lattice(&["down"]);
+    nodes[1].lattice(&["kv", "put", key, "theirs"]);
+    nodes[1].lattice(&["down"]);
+    nodes[0].up();
+    nodes[0].lattice(&["kv", "put", key, "ours"]);
+    nodes[1].up();
+    eventually("both know of both", || {
+        nodes.iter().all(|node| json(node, &["store", "status", "home"])["conflicts"] == 1)
+    });
+    nodes
+}
+
+#[test]
+fn a_key_that_needs_a_person_says_so_when_it_is_read_and_when_it_is_settled() {
+    let [node, other] = conflicted("notes/a b");
+    let get = node.attempt(&["kv", "get", "notes/a b"]);
+    assert!(get.status.success());
+    assert_eq!(out(&get), "ours");
+    let said = String::from_utf8_lossy(&get.stderr).into_owned();
+    assert!(said.contains("note: notes/a b has 2 heads"), "{said}");
+    assert!(hinted(&said)[0].ends_with("conflicts home 'notes/a b'"), "{said}");
+    let get = node.attempt(&["kv", "get", "notes/a b", "--json"]);
+    assert!(get.stderr.is_empty());
+    let heads: Value = serde_json::from_slice(&get.stdout).unwrap();
+    assert_eq!(heads["heads"].as_array().unwrap().len(), 2);
+    let theirs = heads["heads"][1]["hash"].as_str().unwrap();
+    let get = node.attempt(&["kv", "get", "notes/a b", "--head", &theirs[..8]]);
+    assert_eq!((out(&get).as_str(), get.stderr.len()), ("theirs", 0));
+
+    let put = node.attempt(&["kv", "put", "notes/a b", "both"]);
+    let said = String::from_utf8_lossy(&put.stderr).into_owned();
+    assert!(said.contains("had 2 heads; all of them are superseded now:") && said.contains(&theirs[..8]), "{said}");
+    eventually("it is settled there, too", || json(&other, &["store", "status", "home"])["conflicts"] == 0);
+    let deleted = node.attempt(&["kv", "delete", "notes/a b"]);
+    assert!(deleted.status.success() && deleted.stderr.is_empty(), "one head is nothing to speak of");
+    assert_eq!(json(&node, &["kv", "put", "c", "1"])["superseded"].as_array().unwrap().len(), 0);
+    assert_eq!(json(&node, &["kv", "delete", "c"])["superseded"][0]["author"], heads["heads"][0]["author"]);
 }
 
 #[test]
@@ -318,6 +465,82 @@ fn a_message_is_answered_and_reacted_to_by_its_short_id() {
     assert_eq!((messages.len(), &messages[0]["text"]), (1, &"and to you".into()));
     assert_eq!(node.lattice(&["chat", "ls"]), "lobby\n");
     refused(&node, &["chat", "post", "lobby", "to whom?", "--reply", "ffffffff"], NOT_FOUND);
+}
+
+#[test]
+fn a_message_is_edited_and_redacted_and_may_begin_with_a_dash() {
+    let node = with_mesh();
+    node.lattice(&["chat", "post", "lobby", "-hi"]);
+    node.lattice(&["chat", "post", "lobby", "secret"]);
+    let messages = lines(&node.lattice(&["chat", "ls", "lobby", "--json"]));
+    let id = |at: usize| messages[at]["id"].as_str().unwrap()[..8].to_owned();
+    assert_eq!(messages[0]["text"], "-hi");
+    node.lattice(&["chat", "edit", "lobby", &id(0), "--hello"]);
+    node.lattice(&["chat", "redact", "lobby", &id(1)]);
+    let room = node.lattice(&["chat", "ls", "lobby"]);
+    assert!(room.contains(": --hello (edited)\n") && room.ends_with(": (redacted)\n"), "{room}");
+    let messages = lines(&node.lattice(&["chat", "ls", "lobby", "--json"]));
+    assert!(messages[0]["edited"].is_string() && messages[1]["redacted"].is_string(), "{messages:?}");
+    assert_eq!(messages[1]["text"], "");
+    assert!(refused(&node, &["chat", "redact", "lobby", &id(1)], REFUSED).contains("was redacted"));
+    refused(&node, &["chat", "edit", "lobby", "ffffffff", "x"], NOT_FOUND);
+    refused(&node, &["chat", "edit", "lobby", &id(0), " "], REFUSED);
+}
+
+/// Runs `lattice` on a terminal, where a person answers; gives what they saw and the exit code.
+fn on_a_terminal(node: &Node<'_>, command: &str, answer: &str) -> (String, Option<i32>) {
+    let line = format!("{} {command}", env!("CARGO_BIN_EXE_lattice"));
+    let mut script = std::process::Command::new("script")
+        .args(["-qec", &line, "/dev/null"])
+        .env("LATTICE_DATA", node.data())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    script.stdin.take().unwrap().write_all(answer.as_bytes()).unwrap();
+    let output = script.wait_with_output().unwrap();
+    (out(&output), output.status.code())
+}
+
+#[test]
+fn leaving_and_deleting_ask_first_and_without_a_terminal_do_nothing_unless_told() {
+    let node = with_mesh();
+    let said = refused(&node, &["mesh", "leave"], REFUSED);
+    assert!(said.contains("This node leaves the mesh 'ours'") && said.contains("only member"), "{said}");
+    assert!(said.contains("no terminal") && said.contains("--yes"), "{said}");
+    let (said, code) = on_a_terminal(&node, "mesh leave", "n\n");
+    assert!(said.contains("Leave the mesh? [y/N]") && said.contains("nothing was done"), "{said}");
+    assert_eq!(code, Some(REFUSED));
+    assert_eq!(json(&node, &["mesh", "status"])["name"], "ours");
+    let (said, code) = on_a_terminal(&node, "store delete home", "\n");
+    assert!(said.contains("Every node closes the store 'home'"), "{said}");
+    assert_eq!(code, Some(REFUSED));
+    assert_eq!(json(&node, &["store", "status", "home"])["name"], "home");
+    let (said, code) = on_a_terminal(&node, "mesh leave", "y\n");
+    assert!(said.contains("left the mesh"), "{said}");
+    assert_eq!(code, Some(0));
+    node.lattice(&["mesh", "init", "again"]);
+    node.lattice(&["mesh", "leave", "--yes"]);
+    refused(&node, &["mesh", "status"], REFUSED);
+}
+
+#[test]
+fn completions_are_scripts_that_their_shells_read() {
+    let node = Node::here();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = node.lattice(&["completions", shell]);
+        for word in ["invite", "conflicts", "--no-mount"] {
+            assert!(script.contains(word.trim_start_matches('-')), "{shell} knows nothing of {word}");
+        }
+    }
+    let file = node.mount().with_file_name("completions");
+    std::fs::write(&file, node.lattice(&["completions", "bash"])).unwrap();
+    let complete = format!(
+        "source {}; COMP_WORDS=(lattice mesh le); COMP_CWORD=2; _lattice lattice le mesh; echo ${{COMPREPLY[@]}}",
+        file.display()
+    );
+    assert_eq!(harness::run("bash", &["-c", &complete]), "leave\n");
+    refused(&node, &["completions", "cmd"], USAGE);
 }
 
 #[test]

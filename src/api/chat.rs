@@ -14,6 +14,8 @@ use super::stores::{Answers, WAITING, blocking, registry};
 use super::wire::{
     ChatLine, PostReply, PostRequest, Reaction, ReadRequest, RoomsReply, RoomsRequest, chat_server::Chat,
 };
+use crate::config::quoted;
+use crate::ids::Hash;
 use crate::replication::log::{Event, Origin};
 use crate::stores::chat::{Chat as Rooms, ChatError, Message, News, Position};
 
@@ -30,7 +32,9 @@ impl From<ChatError> for Failure {
         match &error {
             ChatError::Submit(error) => error.into(),
             ChatError::Database(error) => error.into(),
-            ChatError::NoMessage(_) => Self::not_found(error).hint("`lattice chat ls ROOM` shows the ids"),
+            ChatError::NoMessage(_) => {
+                Self::not_found(error).hint("the room shows the ids: `lattice chat ls` names the rooms")
+            }
             ChatError::NotYours(..)
             | ChatError::Redacted(_)
             | ChatError::Ambiguous(_)
@@ -149,7 +153,17 @@ async fn follow(
 
 fn post(rooms: &Rooms, request: &PostRequest) -> Result<PostReply, Failure> {
     let PostRequest { room, text, to, what } = request;
-    let to = || rooms.find(room, to);
+    let to = || -> Result<Hash, Failure> {
+        if rooms.room(room)?.is_none() {
+            return Err(no_room(room));
+        }
+        rooms.find(room, to).map_err(|error| match error {
+            ChatError::NoMessage(_) => {
+                Failure::from(error).hint(format!("`lattice chat ls {}` shows the ids", quoted(room.as_ref())))
+            }
+            error => error.into(),
+        })
+    };
     let receipt = match what.as_str() {
         "message" => rooms.post(room, text, Origin::Local)?,
         "reply" => rooms.reply(&to()?, text, Origin::Local)?,

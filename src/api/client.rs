@@ -97,13 +97,8 @@ fn unreachable(data: &Path, error: &io::Error) -> Failure {
     #[allow(clippy::wildcard_enum_match_arm, reason = "the kinds of another crate: these are the ones with a remedy")]
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::ConnectionRefused => {
-            Failure::new(Kind::NotRunning, format!("no node runs in {shown}")).hint(
-                if data == crate::config::default_data() {
-                    "start it with `lattice up`".to_owned()
-                } else {
-                    format!("start it with `lattice --data {shown} up`")
-                },
-            )
+            Failure::new(Kind::NotRunning, format!("no node runs in {shown}"))
+                .hint(format!("start it with `{}`", crate::config::typed(data, "up")))
         }
         io::ErrorKind::PermissionDenied => Failure::refused(format!("the node in {shown} belongs to another user"))
             .hint("run the command as that user, or choose another --data"),

@@ -5,6 +5,7 @@ use std::fmt;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
+use crate::config::ConfigError;
 use crate::replication::database::DatabaseError;
 use crate::replication::log::SubmitError;
 
@@ -138,6 +139,14 @@ impl From<&DatabaseError> for Failure {
 impl From<DatabaseError> for Failure {
     fn from(error: DatabaseError) -> Self {
         (&error).into()
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        let kind = if matches!(error, ConfigError::Unwritable { .. }) { Kind::Failed } else { Kind::Usage };
+        let hint = error.hint();
+        Self::new(kind, error).hint(hint)
     }
 }
 

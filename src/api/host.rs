@@ -1,5 +1,6 @@
 //! What the control service needs of the daemon.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,8 +26,12 @@ pub struct About {
     pub data: PathBuf,
     /// When it started.
     pub started: Millis,
-    /// Where it listens for other nodes: `address:port`.
+    /// Where it listens for other nodes: `address:port`, one for each of the machine's addresses.
     pub listening: Vec<String>,
+    /// The address and port that it was told to listen on.
+    pub listen: SocketAddr,
+    /// What it proposes to be called in a mesh.
+    pub proposes: String,
     /// Where the tree is mounted.
     pub mounts: Vec<PathBuf>,
     /// What needs a person, a sentence each: a wrong clock, content that could not be published, a damaged store.

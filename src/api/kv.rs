@@ -216,7 +216,8 @@ fn put(keys: &Keys, path: Vec<u8>, mode: u32, incoming: Incoming) -> Result<PutR
     let op = Op::Put { path, supersedes, kind: kv::Kind::File, mode, mtime: clock::nanos(), value };
     let receipt = keys.submit(vec![op], Origin::Local)?;
     keys.wait(receipt.staged)?;
-    Ok(PutReply { hash: receipt.hash.0.to_vec(), size })
+    let superseded = heads.iter().flat_map(|heads| heads.all()).map(|head| described(keys.log(), head)).collect();
+    Ok(PutReply { hash: receipt.hash.0.to_vec(), size, superseded })
 }
 
 fn delete(keys: &Keys, path: Vec<u8>) -> Result<DeleteReply, Failure> {
@@ -228,7 +229,8 @@ fn delete(keys: &Keys, path: Vec<u8>) -> Result<DeleteReply, Failure> {
     let supersedes = heads.all().iter().map(|head| head.id).collect();
     let receipt = keys.submit(vec![Op::Delete { path, supersedes }], Origin::Local)?;
     keys.wait(receipt.staged)?;
-    Ok(DeleteReply { hash: receipt.hash.0.to_vec() })
+    let superseded = heads.all().iter().map(|head| described(keys.log(), head)).collect();
+    Ok(DeleteReply { hash: receipt.hash.0.to_vec(), superseded })
 }
 
 type Page = fn(&Keys, &[u8], Option<&[u8]>, usize) -> Result<Vec<(Vec<u8>, Heads)>, KvError>;

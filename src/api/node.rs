@@ -34,6 +34,8 @@ impl Node for Service {
             stores,
             warnings: about.warnings,
             forks: about.forks,
+            listen: about.listen.to_string(),
+            proposes: about.proposes,
         }))
     }
 

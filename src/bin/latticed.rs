@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use clap::Parser;
 use lattice::api::{self, Failure, Host, Kind};
-use lattice::config::{Directory, DirectoryError, Flags, Settings, default_data};
+use lattice::config::{self, Directory, DirectoryError, Flags, Settings, default_data};
 use lattice::daemon::Daemon;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,7 +20,7 @@ const EXAMPLES: &str = "\
 Examples:
   latticed --data /var/lib/lattice --mount /srv/mesh
 
-Stops in order at SIGTERM and SIGINT. Logs to stderr. Tells a service manager that sets NOTIFY_SOCKET when it is
+--listen and --name are kept in config.toml. Stops in order at SIGTERM and SIGINT. Logs to stderr. Tells a service manager that sets NOTIFY_SOCKET when it is
 ready. `lattice up` does all of this for a person.";
 
 /// The daemon of one node of a lattice mesh.
@@ -74,10 +74,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         .into_iter()
         .filter_map(|(name, value)| value.map(|value| (name, value)))
         .collect();
-    let settings = Settings::load(&data, &flags).map_err(|error| {
-        let hint = error.hint();
-        Failure::new(Kind::Usage, error).hint(hint)
-    })?;
+    let settings = Settings::load(&data, &flags)?;
     let filter = EnvFilter::try_new(&settings.log).map_err(|error| {
         Failure::new(Kind::Usage, format!("log = '{}': {error}", settings.log))
             .hint("such as: info, or warn,lattice=debug")
@@ -95,7 +92,8 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     // No directory that someone may want to unmount is held.
     std::env::set_current_dir("/").map_err(Failure::failed)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::failed)?;
-    let ended = runtime.block_on(serve(directory, &settings, mount, arguments.report));
+    let kept = flags.into_iter().filter(|(name, _)| *name != "log").collect();
+    let ended = runtime.block_on(serve(directory, &settings, &kept, mount, arguments.report));
     runtime.shutdown_background();
     ended
 }
@@ -104,13 +102,21 @@ fn absolute(path: PathBuf) -> Result<PathBuf, Failure> {
     std::path::absolute(&path).map_err(|error| Failure::new(Kind::Usage, format!("{}: {error}", path.display())))
 }
 
-async fn serve(directory: Directory, settings: &Settings, mount: Option<PathBuf>, report: bool) -> Result<(), Failure> {
+/// Serves until it is told to stop. `kept`: flags that the next start is to have as well.
+async fn serve(
+    directory: Directory,
+    settings: &Settings,
+    kept: &Flags,
+    mount: Option<PathBuf>,
+    report: bool,
+) -> Result<(), Failure> {
     // Before anything is begun that a signal would have to end.
     let mut terminate = signal(SignalKind::terminate()).map_err(Failure::failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::failed)?;
     let data = directory.path().to_owned();
     let daemon = Daemon::start(directory, settings).await?;
-    let control = match api::bind(&data) {
+    // Not before the node listens there: an address that can't be had is not kept.
+    let control = match config::keep(&data, kept).map_err(Failure::from).and_then(|()| api::bind(&data)) {
         Ok(control) => control,
         Err(failure) => {
             daemon.shutdown();

@@ -33,6 +33,7 @@ pub(super) struct Post {
     /// The room
     room: String,
     /// The text, or the emoji of a reaction
+    #[arg(allow_hyphen_values = true)]
     text: String,
     /// The message that is answered, by the id that the room shows
     #[arg(long, value_name = "ID", conflicts_with = "react")]
@@ -57,6 +58,7 @@ pub(super) struct Edit {
     /// The message, by the id that the room shows
     id: String,
     /// What it says from now on
+    #[arg(allow_hyphen_values = true)]
     text: String,
 }
 

@@ -4,8 +4,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{Context, Ended};
-use crate::api::{Failure, Kind};
-use crate::config::{ConfigError, Flags, Settings};
+use crate::config::{Flags, Settings};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -13,19 +12,13 @@ Examples:
   echo 'listen = \"0.0.0.0:7000\"' >> ~/.local/share/lattice/config.toml
 
 A setting is taken from the first of these that has it: a flag of `lattice up`, the environment, config.toml in the
-data directory, the default. A node reads them when it starts.";
+data directory, the default. A node reads them when it starts. What `lattice up` is told by --listen, --name and DIR when it
+starts a node is kept in config.toml.";
 
 /// Show the settings, and where each came from
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Config {}
-
-impl From<ConfigError> for Failure {
-    fn from(error: ConfigError) -> Self {
-        let hint = error.hint();
-        Self::new(Kind::Usage, error).hint(hint)
-    }
-}
 
 impl Config {
     pub(super) fn run(self, context: &Context) -> Ended {

@@ -1,9 +1,9 @@
 //! `lattice kv`: the keys of a store, without the mount.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{IsTerminal, Read};
-use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -16,6 +16,7 @@ use super::{Context, Ended, json};
 use crate::api::wire::{DeleteRequest, GetPart, GetRequest, Head, Key, ListRequest, PutPart, WatchRequest};
 use crate::api::{Failure, Kind};
 use crate::clock::Hlc;
+use crate::config::quoted;
 
 /// Read, write, list and watch keys
 #[derive(Debug, Subcommand)]
@@ -40,7 +41,7 @@ Examples:
   lattice kv get --store photos 2026/cat.jpg > cat.jpg
   lattice kv get notes/today --head 3fa9        one of several heads: `lattice conflicts` lists them
 
-Without --head it is the value that the mount shows.";
+Without --head it is the value that the mount shows. If the key has several heads, stderr says so; --json gives them all.";
 
 /// Print a key's value
 #[derive(Debug, Args)]
@@ -61,7 +62,8 @@ Examples:
   date | lattice kv put notes/now
   lattice kv put photos/cat.jpg --file cat.jpg
 
-Returns when the value is on this machine's disk. Supersedes all heads that the key has here.";
+Returns when the value is on this machine's disk. Supersedes all heads that the key has here, and says so if there are
+several.";
 
 /// Write a key's value
 #[derive(Debug, Args)]
@@ -70,7 +72,7 @@ pub(super) struct Put {
     /// The key's path
     path: OsString,
     /// The value [default: what stdin gives]
-    #[arg(conflicts_with = "file")]
+    #[arg(conflicts_with = "file", allow_negative_numbers = true)]
     value: Option<OsString>,
     /// The file that holds the value
     #[arg(long, short, value_name = "FILE")]
@@ -81,7 +83,9 @@ pub(super) struct Put {
 
 const DELETE: &str = "\
 Examples:
-  lattice kv delete notes/today";
+  lattice kv delete notes/today
+
+Supersedes all heads that the key has here, and says so if there are several.";
 
 /// Delete a key
 #[derive(Debug, Args)]
@@ -151,16 +155,19 @@ impl Kv {
 
 impl Get {
     async fn run(self, context: &Context) -> Ended {
-        let request = GetRequest { store: self.store.store, path: self.path.into_vec(), head: self.head };
+        let (store, path, chosen) = (self.store.store, self.path.into_vec(), !self.head.is_empty());
+        let request = GetRequest { store: store.clone(), path: path.clone(), head: self.head };
         let mut parts = context.client().await?.kv().get(request).await?.into_inner();
         let first = parts.message().await?;
         let key = first.and_then(|first: GetPart| first.key).unwrap_or_default();
         let total = key.heads.first().map_or(0, |head| head.size);
         let mut whole = Vec::new();
         let mut done = 0;
+        let mut ended = true;
         let mut progress = Progress::new(&context.output);
         while let Some(part) = parts.message().await? {
             done += part.data.len() as u64;
+            ended = part.data.ends_with(b"\n");
             if context.output.is_json() {
                 whole.extend(part.data);
             } else {
@@ -174,7 +181,37 @@ impl Get {
         if context.output.is_json() {
             return context.output.value(&with_value(json::key(&key), whole));
         }
+        if !ended && std::io::stdout().is_terminal() {
+            context.output.line("")?;
+        }
+        if key.heads.len() > 1 && !chosen {
+            context.output.remark(format!(
+                "note: {} has {} heads: it was changed in several places at once, and this is the one that the mount shows. \
+                 `{}` lists them, --head prints one",
+                escaped(&path),
+                key.heads.len(),
+                context.typed(&format!("conflicts {store} {}", quoted(Path::new(OsStr::from_bytes(&path)))))
+            ));
+        }
         Ok(())
+    }
+}
+
+/// Says that a write has settled a conflict, and what it has superseded.
+fn settled(context: &Context, path: &str, superseded: &[Head]) {
+    if superseded.len() > 1 {
+        let heads = superseded.iter().map(|head| {
+            let author = escaped(head.author_name.as_bytes());
+            format!(
+                "\n  {}  {}  {author}",
+                super::output::short(&head.hash),
+                context.output.time(Hlc(head.hlc).millis().0)
+            )
+        });
+        let heads: String = heads.collect();
+        context
+            .output
+            .remark(format!("note: {path} had {} heads; all of them are superseded now:{heads}", superseded.len()));
     }
 }
 
@@ -237,7 +274,10 @@ impl Put {
         drop(progress);
         read.await.map_err(Failure::failed)?.map_err(|error| Failure::failed(format!("the value: {error}")))?;
         let hash = super::output::hex(&reply.hash);
-        context.output.either(&json!({"path": shown, "hash": hash, "size": reply.size}), "")
+        let superseded: Vec<_> = reply.superseded.iter().map(json::head).collect();
+        settled(context, &shown, &reply.superseded);
+        let result = json!({"path": shown, "hash": hash, "size": reply.size, "superseded": superseded});
+        context.output.either(&result, "")
     }
 }
 
@@ -247,7 +287,10 @@ impl Delete {
         let shown = escaped(&path);
         let request = DeleteRequest { store: self.store.store, path };
         let reply = context.client().await?.kv().delete(request).await?.into_inner();
-        context.output.either(&json!({"path": shown, "hash": super::output::hex(&reply.hash)}), "")
+        let superseded: Vec<_> = reply.superseded.iter().map(json::head).collect();
+        settled(context, &shown, &reply.superseded);
+        let hash = super::output::hex(&reply.hash);
+        context.output.either(&json!({"path": shown, "hash": hash, "superseded": superseded}), "")
     }
 }
 

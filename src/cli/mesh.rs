@@ -5,11 +5,12 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::ask::confirmed;
 use super::output::{escaped, short};
 use super::progress::Progress;
 use super::{Context, Ended, json};
-use crate::api::Failure;
-use crate::api::wire::{InitRequest, InviteRequest, JoinRequest, LeaveRequest, MeshInfo, StatusRequest};
+use crate::api::wire::{InitRequest, InviteRequest, JoinRequest, LeaveRequest, MeshInfo, PeersRequest, StatusRequest};
+use crate::api::{Client, Failure};
 
 /// How often it is asked how far the first sync is.
 const POLL: Duration = Duration::from_millis(50);
@@ -86,13 +87,19 @@ pub(super) struct Join {
 const LEAVE: &str = "\
 Examples:
   lattice mesh leave
+  lattice mesh leave --yes      without asking
 
-The others keep what this node wrote. This node keeps its stores' files in its data directory, closed.";
+Asks first. The others keep what this node wrote; to come back it needs a new token. This node keeps its stores' files in
+its data directory, closed.";
 
 /// Leave the mesh
 #[derive(Debug, Args)]
 #[command(after_help = LEAVE)]
-pub(super) struct Leave {}
+pub(super) struct Leave {
+    /// Don't ask
+    #[arg(long, short)]
+    yes: bool,
+}
 
 const STATUS: &str = "\
 Examples:
@@ -204,12 +211,46 @@ async fn first_sync(context: &Context, progress: &mut Progress) -> Result<(), Fa
 
 impl Leave {
     async fn run(self, context: &Context) -> Ended {
-        let Self {} = self;
-        let kept = context.client().await?.mesh().leave(LeaveRequest {}).await?.into_inner().kept;
+        let client = context.client().await?;
+        if !self.yes {
+            let what = farewell(&client, context).await?;
+            confirmed(context, self.yes, &what, "Leave the mesh?")?;
+        }
+        let kept = client.mesh().leave(LeaveRequest {}).await?.into_inner().kept;
         context
             .output
             .either(&json!({"left": true, "kept": kept}), format!("left the mesh; its files are kept in {kept}"))
     }
+}
+
+/// What leaving means, for whoever is asked.
+async fn farewell(client: &Client, context: &Context) -> Result<String, Failure> {
+    let status = client.node().status(StatusRequest {}).await?.into_inner();
+    let mesh = status.mesh.ok_or_else(|| in_none(context))?;
+    let peers = client.mesh().peers(PeersRequest {}).await?.into_inner().peers;
+    let others = || peers.iter().filter(|peer| !peer.me && !peer.left);
+    let mut what = format!(
+        "This node leaves the mesh '{}' and comes back only with a new token. Its stores are closed here; their files stay in {}/meshes.",
+        escaped(mesh.name.as_bytes()),
+        status.data
+    );
+    what.push_str(match others().count() {
+        0 => " It is the only member: the mesh ends with it.",
+        _ if mesh.online == 0 => " No other member is online: what only this node has, no other will get.",
+        _ => " The others keep what it wrote.",
+    });
+    if mesh.role == "admin" && others().count() > 0 && !others().any(|peer| peer.role == "admin") {
+        what.push_str(" It is the only admin: nobody can invite or declare stores after it.");
+    }
+    Ok(what)
+}
+
+fn in_none(context: &Context) -> Failure {
+    Failure::refused("this node is in no mesh").hint(format!(
+        "found one with `{}`, or join one with `{}`",
+        context.typed("mesh init"),
+        context.typed("mesh join TOKEN")
+    ))
 }
 
 impl Status {
@@ -217,9 +258,7 @@ impl Status {
         let Self {} = self;
         let status = context.client().await?.node().status(StatusRequest {}).await?.into_inner();
         let Some(mesh) = status.mesh else {
-            return Err(Failure::refused("this node is in no mesh")
-                .hint(format!("`{}` or `{}`", context.typed("mesh init"), context.typed("mesh join TOKEN")))
-                .into());
+            return Err(in_none(context).into());
         };
         context.output.either(&json::mesh(&mesh), described(&mesh))
     }

@@ -1,6 +1,8 @@
 //! The `lattice` command: one file a noun. Speaks to a running node through the control service alone.
 
+mod ask;
 mod chat;
+mod completions;
 mod config;
 mod conflicts;
 mod json;
@@ -42,7 +44,7 @@ Exit codes:
 
 /// A peer-to-peer mesh of replicated stores, mounted as a directory.
 #[derive(Debug, Parser)]
-#[command(name = "lattice", version, after_help = EXAMPLES, max_term_width = 110)]
+#[command(name = "lattice", version, arg_required_else_help = true, after_help = EXAMPLES, max_term_width = 110)]
 struct Lattice {
     /// The node's data directory: one directory, one node [default: ~/.local/share/lattice]
     #[arg(long, global = true, env = "LATTICE_DATA", hide_env_values = true, value_name = "DIR")]
@@ -73,14 +75,13 @@ enum Command {
     #[command(subcommand)]
     Chat(chat::Chat),
     Config(config::Config),
+    Completions(completions::Completions),
 }
 
 /// What every command is given.
 struct Context {
     /// The node's data directory, absolute.
     data: PathBuf,
-    /// Whether the directory was named, by flag or variable.
-    named: bool,
     output: Output,
 }
 
@@ -91,11 +92,7 @@ impl Context {
 
     /// A `lattice` command as the user would have to type it for this node.
     fn typed(&self, command: &str) -> String {
-        if self.named && std::env::var_os("LATTICE_DATA").is_none() {
-            format!("lattice --data {} {command}", self.data.display())
-        } else {
-            format!("lattice {command}")
-        }
+        crate::config::typed(&self.data, command)
     }
 }
 
@@ -132,11 +129,18 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    let output = output.json(lattice.json);
+    let data = lattice.data.clone().unwrap_or_else(crate::config::default_data);
+    let data = std::path::absolute(&data)
+        .map_err(|error| Failure::new(crate::api::Kind::Usage, format!("{}: {error}", data.display())));
+    let output = output.json(lattice.json).node(data.clone().ok());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let ended = match runtime {
         Ok(runtime) => {
-            let ended = runtime.block_on(run(lattice, output.clone()));
+            let context = data.map(|data| Context { data, output: output.clone() });
+            let ended = match context {
+                Ok(context) => runtime.block_on(run(lattice.command, context)),
+                Err(failure) => Err(failure.into()),
+            };
             // A read of stdin that is still under way must not hold the end up.
             runtime.shutdown_background();
             ended
@@ -159,13 +163,8 @@ fn misunderstood(error: &clap::Error) -> Failure {
     Failure::new(crate::api::Kind::Usage, what.trim_start_matches("error: ").trim_end()).hint(rest.trim())
 }
 
-async fn run(lattice: Lattice, output: Output) -> Ended {
-    let named = lattice.data.is_some();
-    let data = lattice.data.unwrap_or_else(crate::config::default_data);
-    let data = std::path::absolute(&data)
-        .map_err(|error| Failure::new(crate::api::Kind::Usage, format!("{}: {error}", data.display())))?;
-    let context = Context { data, named, output };
-    match lattice.command {
+async fn run(command: Command, context: Context) -> Ended {
+    match command {
         Command::Up(up) => up.run(&context).await,
         Command::Down(down) => down.run(&context).await,
         Command::Status(status) => status.run(&context).await,
@@ -177,6 +176,7 @@ async fn run(lattice: Lattice, output: Output) -> Ended {
         Command::Log(log) => log.run(&context).await,
         Command::Chat(chat) => chat.run(&context).await,
         Command::Config(config) => config.run(&context),
+        Command::Completions(completions) => completions.run(&context),
     }
 }
 

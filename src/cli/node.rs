@@ -38,7 +38,7 @@ impl Status {
             store::table(context, &status.stores)?;
         }
         for warning in &status.warnings {
-            context.output.line(format!("\nwarning: {}", escaped(warning.as_bytes())))?;
+            context.output.line(format!("\nwarning: {}", context.output.pasted(&escaped(warning.as_bytes()))))?;
         }
         Ok(())
     }

@@ -22,6 +22,8 @@ pub(super) struct Output {
     json: bool,
     terminal: bool,
     offset: UtcOffset,
+    /// The data directory of the node that commands are for.
+    node: Option<PathBuf>,
 }
 
 impl Output {
@@ -30,12 +32,23 @@ impl Output {
             json: false,
             terminal: io::stdout().is_terminal(),
             offset: UtcOffset::current_local_offset().unwrap_or(UtcOffset::UTC),
+            node: None,
         }
     }
 
     pub(super) const fn json(mut self, json: bool) -> Self {
         self.json = json;
         self
+    }
+
+    pub(super) fn node(mut self, data: Option<PathBuf>) -> Self {
+        self.node = data;
+        self
+    }
+
+    /// A text whose commands, in backquotes, can be typed as they stand: for this node, whichever is the default.
+    pub(super) fn pasted(&self, text: &str) -> String {
+        self.node.as_ref().map_or_else(|| text.to_owned(), |data| pasted(text, data))
     }
 
     pub(super) const fn is_json(&self) -> bool {
@@ -105,8 +118,22 @@ impl Output {
         }
     }
 
+    /// Says something that is no result and that a script's author wants to see as well: on stderr. With `--json` the
+    /// result holds it.
+    pub(super) fn remark(&self, text: impl AsRef<str>) {
+        if !self.json {
+            // As above.
+            writeln!(io::stderr().lock(), "{}", text.as_ref()).ok();
+        }
+    }
+
     /// Says what went wrong and what to do.
     pub(super) fn failure(&self, failure: &Failure) {
+        let failure = Failure {
+            message: self.pasted(&failure.message),
+            hint: failure.hint.as_ref().map(|hint| self.pasted(hint)),
+            kind: failure.kind,
+        };
         let text = if self.json {
             json!({"error": failure.message, "kind": failure.kind.name(), "hint": failure.hint}).to_string()
         } else {
@@ -129,6 +156,20 @@ impl Output {
     pub(super) fn shown(&self, bytes: &[u8]) -> Vec<u8> {
         if self.terminal { escaped(bytes).into_bytes() } else { bytes.to_vec() }
     }
+}
+
+const COMMAND: &str = "`lattice ";
+
+fn pasted(text: &str, data: &Path) -> String {
+    let mut out = String::new();
+    for (place, piece) in text.split(COMMAND).enumerate() {
+        match place {
+            0 => out.push_str(piece),
+            _ if piece.starts_with("--data ") => out.extend([COMMAND, piece]),
+            _ => out.extend(["`", &crate::config::typed(data, piece)]),
+        }
+    }
+    out
 }
 
 fn width(text: &str) -> usize {
@@ -212,6 +253,16 @@ mod tests {
         assert_eq!(escaped(b"a\x1b[2Jb\xffc\n"), "a\\u{1b}[2Jb\\xffc\\n");
         assert_eq!(escaped("Grüße 👍".as_bytes()), "Grüße 👍");
         assert_eq!(escaped("a\u{202e}b".as_bytes()), "a\\u{202e}b");
+    }
+
+    #[test]
+    fn a_hinted_command_is_for_the_node_that_was_asked() {
+        let node = Path::new("/srv/it's");
+        assert_eq!(
+            pasted("`lattice peers` shows them, `lattice --data DIR up` …; lattice is up", node),
+            "`lattice --data '/srv/it'\\''s' peers` shows them, `lattice --data DIR up` …; lattice is up"
+        );
+        assert_eq!(pasted("`lattice peers`", &crate::config::default_data()), "`lattice peers`");
     }
 
     #[test]

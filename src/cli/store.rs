@@ -1,14 +1,13 @@
 //! `lattice store`: declaring and deleting stores.
 
-use std::io::{self, BufRead, IsTerminal, Write};
-
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
+use super::ask::confirmed;
 use super::output::{escaped, hex, size};
 use super::{Context, Ended, json};
+use crate::api::Failure;
 use crate::api::wire::{self, CreateRequest, DeleteStoreRequest, StoresRequest};
-use crate::api::{Failure, Kind};
 
 /// Declare, list and delete the stores of the mesh
 #[derive(Debug, Subcommand)]
@@ -134,9 +133,7 @@ impl Status {
             };
         };
         let Some(store) = stores.iter().find(|store| store.name == name) else {
-            return Err(Failure::not_found(format!("there is no store '{name}'"))
-                .hint(format!("`{}` names them", context.typed("store list")))
-                .into());
+            return Err(no_store(&name, context).into());
         };
         context.output.either(&json::store(store), described(store))
     }
@@ -144,25 +141,28 @@ impl Status {
 
 impl Delete {
     async fn run(self, context: &Context) -> Ended {
-        if !self.yes && !confirmed(&self.name) {
-            return Err(Failure::new(Kind::Refused, format!("'{}' was not deleted", self.name))
-                .hint("say y, or give --yes")
-                .into());
+        let client = context.client().await?;
+        if !self.yes {
+            let stores = client.stores().list(StoresRequest {}).await?.into_inner().stores;
+            let store = stores.iter().find(|store| store.name == self.name);
+            let store = store.ok_or_else(|| no_store(&self.name, context))?;
+            let what = format!(
+                "Every node closes the store '{}' ({} entries) and shows it no more. Its files stay in the nodes' data \
+                 directories.",
+                escaped(store.name.as_bytes()),
+                store.entries
+            );
+            confirmed(context, self.yes, &what, "Delete it on every node?")?;
         }
         let request = DeleteStoreRequest { name: self.name.clone() };
-        context.client().await?.stores().delete(request).await?;
-        context.output.either(&json!({"deleted": self.name}), format!("deleted {}", self.name))
+        client.stores().delete(request).await?;
+        context.output.either(&json!({"deleted": self.name}), format!("deleted {}", escaped(self.name.as_bytes())))
     }
 }
 
-fn confirmed(name: &str) -> bool {
-    if !io::stdin().is_terminal() {
-        return false;
-    }
-    let mut answer = String::new();
-    let asked = write!(io::stderr(), "Delete the store '{name}' on every node? [y/N] ");
-    asked.and_then(|()| io::stdin().lock().read_line(&mut answer)).is_ok()
-        && ["y", "yes"].contains(&answer.trim().to_lowercase().as_str())
+fn no_store(name: &str, context: &Context) -> Failure {
+    Failure::not_found(format!("there is no store '{}'", escaped(name.as_bytes())))
+        .hint(format!("`{}` names them", context.typed("store list")))
 }
 
 fn described(store: &wire::Store) -> String {

@@ -1,6 +1,7 @@
 //! `lattice up`: a running node and a mount that answers.
 
 use std::fs::{DirBuilder, OpenOptions};
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -12,13 +13,13 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use super::node::wait_until_free;
-use super::output::absolute;
+use super::output::{absolute, escaped};
 use super::progress::Progress;
 use super::{Context, Ended};
-use crate::api::wire::{MountRequest, ShutdownRequest, StatusRequest};
+use crate::api::wire::{MountRequest, ShutdownRequest, StatusReply, StatusRequest};
 use crate::api::{Client, Failure, Kind};
 use crate::clock::monotonic;
-use crate::config::{Flags, Settings, in_use, log_file};
+use crate::config::{Flags, Settings, in_use, keep, log_file, quoted};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -28,7 +29,9 @@ Examples:
   lattice up /srv/mesh --foreground          for a service manager
   lattice up --no-mount                      a node without a mount
 
-The first start makes the data directory and this node's identity in it.";
+The first start makes the data directory and this node's identity in it. --listen, --name and DIR are kept in the data
+directory's config.toml when they start a node: a plain `lattice up` uses them again. A node that runs keeps its address and name
+until it is stopped.";
 
 /// Start this node if it does not run, and mount the mesh
 #[derive(Debug, Args)]
@@ -43,10 +46,10 @@ pub(super) struct Up {
     /// Stay in the foreground until SIGTERM or ctrl-c; log to stderr
     #[arg(long)]
     foreground: bool,
-    /// The address for other nodes [default: 0.0.0.0 and a port that is chosen once and kept]
+    /// The address for other nodes, kept for later starts [default: 0.0.0.0 and a port that is chosen once and kept]
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<String>,
-    /// What this node proposes to be called in a mesh [default: the host's name]
+    /// What this node proposes to be called in a mesh, kept for later starts [default: the host's name]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
 }
@@ -69,6 +72,10 @@ impl Up {
             return Err(foreground(context, &flags, mount.as_deref()).into());
         }
         let (client, started) = running(context, &flags).await?;
+        let status = client.node().status(StatusRequest {}).await?.into_inner();
+        if !started {
+            as_it_runs(&status, &settings, &flags, context)?;
+        }
         if let Some(mount) = &mount
             && let Err(failure) = mounted(&client, mount, context).await
         {
@@ -77,11 +84,16 @@ impl Up {
             }
             return Err(failure.into());
         }
-        if !started && !flags.is_empty() {
-            let restart = format!("`{}`, then up again", context.typed("down"));
-            context
-                .output
-                .note(format!("the node ran already: --listen and --name count from its next start: {restart}"));
+        if let (true, Some(_), Some(mount)) = (started, &self.dir, &mount) {
+            keep(&context.data, &Flags::from([("mount", mount.display().to_string())]))?;
+        }
+        if let (Some(name), Some(mesh)) = (&self.name, &status.mesh)
+            && *name != status.name
+        {
+            let (called, mesh) = (escaped(status.name.as_bytes()), escaped(mesh.name.as_bytes()));
+            context.output.remark(format!(
+                "note: this node is called '{called}' in the mesh '{mesh}': --name counts when it founds or joins one"
+            ));
         }
         report(client, mount.as_deref(), started, context).await
     }
@@ -96,12 +108,37 @@ impl Up {
                 match std::fs::create_dir(&mount) {
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                         Err(Failure::failed(format!("{}: {error}", mount.display()))
-                            .hint("make the directory above it, or name another: lattice up DIR"))
+                            .hint(format!("make it, or name another: mkdir -p {}", quoted(&mount))))
                     }
                     _ => Ok(Some(mount)),
                 }
             }
         }
+    }
+}
+
+/// Refuses flags that a node which runs already can't meet.
+fn as_it_runs(status: &StatusReply, settings: &Settings, flags: &Flags, context: &Context) -> Result<(), Failure> {
+    let stop = || format!("stop it first: `{}`, then this command again", context.typed("down"));
+    if flags.contains_key("listen") {
+        let asked = settings.listen;
+        let meets = |at: SocketAddr| at.ip() == asked.ip() && (asked.port() == 0 || at.port() == asked.port());
+        if !status.listen.parse().is_ok_and(meets) {
+            let message = format!("the node runs already and listens on {}, not on {asked}", status.listen);
+            return Err(Failure::refused(message).hint(stop()));
+        }
+    }
+    match (flags.get("name"), &status.mesh) {
+        (Some(name), None) if *name != status.proposes => {
+            let called = escaped(status.proposes.as_bytes());
+            Err(Failure::refused(format!("the node runs already and is called '{called}', not '{name}'")).hint(stop()))
+        }
+        (Some(name), Some(mesh)) if *name != status.name => {
+            let (called, mesh) = (escaped(status.name.as_bytes()), escaped(mesh.name.as_bytes()));
+            Err(Failure::refused(format!("this node is called '{called}' in the mesh '{mesh}', not '{name}'"))
+                .hint("leave --name away: it counts when a node founds or joins a mesh"))
+        }
+        _ => Ok(()),
     }
 }
 

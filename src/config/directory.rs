@@ -74,17 +74,15 @@ impl DirectoryError {
     pub fn hint(&self) -> String {
         match self {
             Self::InUse { path, .. } => {
-                let path = path.display();
-                format!(
-                    "one node lives in one directory: stop it with `lattice --data {path} down`, or choose another --data"
-                )
+                let down = typed(path, "down");
+                format!("one node lives in one directory: stop it with `{down}`, or choose another --data")
             }
             Self::Newer { .. } => "install the newer lattice again: this one would not read it right".into(),
             Self::Format { path } => {
                 format!(
                     "if this directory was made by lattice {}: echo {FORMAT} > {}",
                     env!("CARGO_PKG_VERSION"),
-                    path.display()
+                    quoted(path)
                 )
             }
             Self::Identity { fix, .. } => fix.clone(),
@@ -110,6 +108,24 @@ pub fn default_data() -> PathBuf {
         .or_else(|| set("HOME").map(|home| home.join(".local/share")))
         .unwrap_or_else(|| "/var/lib".into())
         .join("lattice")
+}
+
+/// A path as a shell has to be given it.
+#[must_use]
+pub fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_alphanumeric() || "/._-+:@%,=".contains(c);
+    if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
+}
+
+/// A `lattice` command as it has to be typed for the node in `data`, whichever is the default elsewhere.
+#[must_use]
+pub fn typed(data: &Path, command: &str) -> String {
+    if data == default_data() {
+        format!("lattice {command}")
+    } else {
+        format!("lattice --data {} {command}", quoted(data))
+    }
 }
 
 /// The control service's socket in the directory `data`.
@@ -343,6 +359,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("format"), "2\n").unwrap();
         assert!(matches!(Directory::open(dir.path()), Err(DirectoryError::Newer { .. })));
+    }
+
+    #[test]
+    fn a_path_is_quoted_so_that_a_shell_reads_it_back() {
+        for path in ["/srv/mesh", "/tmp/x y", "it's", "", "$HOME/`x`", "-a\nb"] {
+            let script = format!("printf %s {}", quoted(Path::new(path)));
+            let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+            assert_eq!(String::from_utf8(output.stdout).unwrap(), path);
+        }
+        assert_eq!(quoted(Path::new("/srv/mesh")), "/srv/mesh");
     }
 
     #[test]

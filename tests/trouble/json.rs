@@ -18,7 +18,7 @@ const STORE: &str = "bytes conflicts damaged entries id keys kind missing_blobs 
 const PEER: &str = "address id lag last_seen left me name online role rtt_us version";
 const HEAD: &str = "author author_name hash hlc kind mode mtime_ns op seq size time";
 const ENTRY: &str = "author author_name does hash hlc noop parents seq size time";
-const MESSAGE: &str = "author author_name hlc id reactions reply_to room text time";
+const MESSAGE: &str = "author author_name edited hlc id reactions redacted reply_to room text time what";
 const CHANGE: &str = "author author_name hash hlc path time what";
 const STATUS: &str = "data forks listening mesh mounts name node pid started stores version warnings";
 
@@ -40,13 +40,13 @@ fn each_answer_is_one_document_with_the_names_that_scripts_know() {
     assert_eq!(names(&json(&node, &["store", "status"])[0]), STORE);
     assert_eq!(names(&json(&node, &["store", "status", "home"])), STORE);
     assert_eq!(names(&json(&node, &["store", "delete", "more", "--yes"])), "deleted");
-    assert_eq!(names(&json(&node, &["kv", "put", "key", "value"])), "hash path size");
+    assert_eq!(names(&json(&node, &["kv", "put", "key", "value"])), "hash path size superseded");
     let got = json(&node, &["kv", "get", "key"]);
     assert_eq!(names(&got), "heads path value");
     assert_eq!(names(&got["heads"][0]), HEAD);
     assert_eq!(names(&json(&node, &["kv", "list"])), "heads path");
     assert_eq!(names(&json(&node, &["log"])), ENTRY);
-    assert_eq!(names(&json(&node, &["kv", "delete", "key"])), "hash path");
+    assert_eq!(names(&json(&node, &["kv", "delete", "key"])), "hash path superseded");
     assert_eq!(names(&json(&node, &["chat", "post", "lobby", "hello"])), "hash");
     assert_eq!(json(&node, &["chat", "ls"]), serde_json::json!(["lobby"]));
     assert_eq!(names(&json(&node, &["chat", "ls", "lobby"])), MESSAGE);
@@ -57,7 +57,7 @@ fn each_answer_is_one_document_with_the_names_that_scripts_know() {
     std::fs::create_dir(&elsewhere).unwrap();
     node.lattice(&["up", elsewhere.to_str().unwrap()]);
     assert_eq!(names(&json(&node, &["down", elsewhere.to_str().unwrap()])), "unmounted");
-    assert_eq!(names(&json(&node, &["mesh", "leave"])), "kept left");
+    assert_eq!(names(&json(&node, &["mesh", "leave", "--yes"])), "kept left");
     assert_eq!(names(&json(&node, &["down"])), "pid stopped");
     assert_eq!(names(&json(&node, &["down"])), "stopped");
 }

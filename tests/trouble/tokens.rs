@@ -57,14 +57,14 @@ fn each_token_that_does_not_let_in_is_refused_with_a_sentence_of_its_own() {
 
     let elsewhere = founder();
     let of_another = invite(&elsewhere);
-    elsewhere.lattice(&["mesh", "leave"]);
+    elsewhere.lattice(&["mesh", "leave", "--yes"]);
     told(join(&joiner, &of_another, REFUSED), "belongs to no mesh now");
     elsewhere.lattice(&["mesh", "init", "another"]);
     told(join(&joiner, &of_another, REFUSED), "belongs to another mesh now");
     elsewhere.lattice(&["down"]);
     told(join(&joiner, &of_another, UNAVAILABLE), "could be reached");
 
-    member.lattice(&["mesh", "leave"]);
+    member.lattice(&["mesh", "leave", "--yes"]);
     told(join(&member, &good, REFUSED), "has left the mesh or was removed");
 
     let different: BTreeSet<_> = sentences.iter().collect();
