@@ -50,6 +50,24 @@ pub fn nanos() -> i64 {
     i64::try_from(elapsed.as_nanos()).unwrap_or(i64::MAX)
 }
 
+/// Nanoseconds since the Unix epoch of a file's time; as near as can be told.
+#[must_use]
+pub fn nanos_of(time: SystemTime) -> i64 {
+    let clamp = |duration: Duration| i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => clamp(after),
+        Err(before) => -clamp(before.duration()),
+    }
+}
+
+/// The time that is `nanos` nanoseconds after the Unix epoch.
+#[must_use]
+pub fn system(nanos: i64) -> SystemTime {
+    let distance = Duration::from_nanos(nanos.unsigned_abs());
+    let moment = if nanos < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) };
+    moment.unwrap_or(UNIX_EPOCH)
+}
+
 /// A moment on the machine's monotonic clock, for measuring durations and deadlines.
 #[must_use]
 #[allow(clippy::disallowed_methods, reason = "this is the one place that reads the monotonic clock")]

@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use time::OffsetDateTime;
+use time::macros::format_description;
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -248,12 +250,37 @@ impl Daemon {
             ));
         }
         let unpublished = (0..).map(|number| self.drafts(number)).take_while(|drafts| drafts.exists());
-        for file in unpublished.flat_map(|drafts| fs::recovered(&drafts)) {
-            warnings
-                .push(format!("{} could not be published: copy it to where it belongs, or delete it", file.display()));
-        }
+        warnings.extend(unpublished.flat_map(|drafts| fs::recovered(&drafts)).map(|found| self.told(&found)));
         warnings
     }
+
+    /// What a person is told of a file that was put aside.
+    fn told(&self, found: &fs::Recovered) -> String {
+        let stores = self.mesh.load_full().map(|mesh| mesh.registry().stores()).unwrap_or_default();
+        let what = match &found.key {
+            Some((id, key)) => {
+                let store = stores
+                    .iter()
+                    .find(|store| store.id == *id)
+                    .map_or_else(|| id.to_string(), |store| store.name.clone());
+                format!("'{}' of the store '{store}'", String::from_utf8_lossy(key).escape_debug())
+            }
+            None => "a file".into(),
+        };
+        format!(
+            "{what} was being written, or could not be published: what was written until {} is in {}; copy it to where it \
+             belongs, or delete it",
+            date(found.mtime),
+            found.file.display(),
+        )
+    }
+}
+
+/// A time as people read it, from nanoseconds since the Unix epoch.
+fn date(nanos: i64) -> String {
+    let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");
+    let moment = OffsetDateTime::from_unix_timestamp_nanos(nanos.into()).ok();
+    moment.and_then(|moment| moment.format(&format).ok()).unwrap_or_else(|| "some time".into())
 }
 
 fn failure(error: MeshError) -> Failure {

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
@@ -42,7 +42,7 @@ impl Adapter {
     }
 
     fn file_attr(&self, attr: &Attr) -> FileAttr {
-        let time = time(attr.mtime);
+        let time = clock::system(attr.mtime);
         #[allow(clippy::cast_possible_truncation, reason = "permission bits")]
         let perm = (attr.mode & 0o7777) as u16;
         FileAttr {
@@ -89,20 +89,10 @@ fn file_type(kind: Type) -> FileType {
     }
 }
 
-fn time(nanos: i64) -> SystemTime {
-    let distance = Duration::from_nanos(nanos.unsigned_abs());
-    let moment = if nanos < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) };
-    moment.unwrap_or(UNIX_EPOCH)
-}
-
 fn nanos(time: TimeOrNow) -> i64 {
-    let clamp = |duration: Duration| i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
     match time {
         TimeOrNow::Now => clock::nanos(),
-        TimeOrNow::SpecificTime(time) => match time.duration_since(UNIX_EPOCH) {
-            Ok(after) => clamp(after),
-            Err(before) => -clamp(before.duration()),
-        },
+        TimeOrNow::SpecificTime(time) => clock::nanos_of(time),
     }
 }
 

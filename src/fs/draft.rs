@@ -1,14 +1,13 @@
 //! What was written and is not published yet: small in memory, large in a file of the drafts' directory.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::inodes::Type;
-use super::shelf::Kept;
+use super::shelf::{Kept, Spill};
 use crate::clock;
 use crate::ids::NodeId;
 use crate::replication::log::Tip;
@@ -16,36 +15,6 @@ use crate::stores::kv::{Head, HeadId};
 
 /// The largest draft that is kept in memory, in bytes.
 pub(crate) const IN_MEMORY: u64 = 256 * 1024;
-
-static NUMBER: AtomicU64 = AtomicU64::new(0);
-
-/// A draft's file on disk. Dropping it removes the file.
-#[derive(Debug)]
-pub(crate) struct Spill {
-    pub(crate) file: File,
-    pub(crate) path: PathBuf,
-}
-
-impl Spill {
-    /// A new, empty file in `directory`.
-    pub(crate) fn new(directory: &Path) -> std::io::Result<Self> {
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{}-{}-{number}.draft", clock::nanos(), std::process::id());
-        let path = directory.join(name);
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
-        Ok(Self { file, path })
-    }
-}
-
-impl Drop for Spill {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.path)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!(target: "fs", path = %self.path.display(), %error, "a draft's file stays behind");
-        }
-    }
-}
 
 /// The bytes of a draft.
 #[derive(Debug, Clone)]
@@ -89,8 +58,8 @@ pub(crate) struct Shape {
     pub(crate) moved: bool,
     /// How far each author's chain had come when it was made, if it may take another key's place.
     pub(crate) tips: Option<BTreeMap<NodeId, Tip>>,
-    /// Its copy that survives a crash, and the change up to which it is good.
-    pub(crate) kept: Option<(u64, Arc<Kept>)>,
+    /// What makes its file survive a crash of the daemon. Its content then is in that file.
+    pub(crate) kept: Option<Arc<Kept>>,
 }
 
 impl Shape {
@@ -164,7 +133,7 @@ impl Shape {
         if size > IN_MEMORY {
             self.spill(directory)?;
         }
-        if size == 0 {
+        if size == 0 && self.kept.is_none() {
             self.content = Content::Memory(Vec::new());
         }
         match &mut self.content {
@@ -179,16 +148,18 @@ impl Shape {
         Ok(())
     }
 
-    fn spill(&mut self, directory: &Path) -> std::io::Result<()> {
+    /// Moves the content to a file, which it is then written through to. It must be loaded.
+    pub(crate) fn spill(&mut self, directory: &Path) -> std::io::Result<Arc<Spill>> {
         let bytes = match &self.content {
-            Content::Spilled(_) => return Ok(()),
+            Content::Spilled(spill) => return Ok(Arc::clone(spill)),
             Content::Memory(bytes) => bytes.as_slice(),
             Content::Base(_) => &[],
         };
         let spill = Spill::new(directory)?;
         spill.file.write_all_at(bytes, 0)?;
-        self.content = Content::Spilled(Arc::new(spill));
-        Ok(())
+        let spill = Arc::new(spill);
+        self.content = Content::Spilled(Arc::clone(&spill));
+        Ok(spill)
     }
 }
 

@@ -394,6 +394,19 @@ impl Inodes {
         self.reap(ino);
     }
 
+    /// Takes away the draft of an inode that lost its name: it is nobody's but of those that have it open.
+    pub(crate) fn drop_draft(&mut self, ino: u64) {
+        let Some(draft) = self.draft(ino) else { return };
+        let (kept, open) = {
+            let mut shape = draft.shape();
+            (shape.kept.take(), shape.writers > 0)
+        };
+        drop(kept);
+        if !open {
+            self.clear_draft(ino);
+        }
+    }
+
     /// Notes that the store has the file now.
     pub(crate) fn published(&mut self, ino: u64) {
         let Some(inode) = self.nodes.get(&ino) else { return };
@@ -416,6 +429,11 @@ impl Inodes {
     pub(crate) fn locals(&self, parent: u64) -> Vec<(Box<[u8]>, u64)> {
         let names = self.locals.get(&parent).into_iter().flatten();
         names.map(|(name, ino)| (name.clone(), *ino)).collect()
+    }
+
+    /// The children of all directories that the store does not have.
+    pub(crate) fn all_locals(&self) -> Vec<u64> {
+        self.locals.values().flat_map(BTreeMap::values).copied().collect()
     }
 
     /// Every draft.

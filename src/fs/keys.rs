@@ -178,10 +178,15 @@ impl Tree {
 
     /// Where a key that is a symbolic link points.
     pub(crate) fn key_target(&self, seen: &Seen, store: StoreId) -> Answer<Vec<u8>> {
-        if let Some(draft) = Self::shown_draft(seen.draft.as_ref())
-            && let Content::Memory(bytes) = &draft.shape().content
-        {
-            return Ok(bytes.clone());
+        if let Some(draft) = Self::shown_draft(seen.draft.as_ref()) {
+            let shape = draft.shape();
+            match &shape.content {
+                Content::Memory(bytes) => return Ok(bytes.clone()),
+                Content::Spilled(spill) => {
+                    return Ok(read_at(&spill.file, 0, usize::try_from(shape.size).unwrap_or(usize::MAX))?);
+                }
+                Content::Base(_) => {}
+            }
         }
         let kv = self.kv(&store)?;
         match kv.node(&seen.path)? {
@@ -222,6 +227,7 @@ impl Tree {
         }
         if writes {
             let draft = self.draft_for(seen, &handle)?;
+            self.opened_again(seen.ino, &draft);
             handle.draft = Some(Arc::clone(&draft));
             if flags & libc::O_TRUNC != 0
                 && let Err(error) = self.resize(&handle, &draft, 0)

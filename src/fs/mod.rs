@@ -6,12 +6,14 @@
 
 mod adapter;
 mod announce;
+mod aside;
 mod chat;
 mod draft;
 mod errno;
 mod handles;
 mod heads;
 mod inodes;
+mod keeper;
 mod keys;
 mod listing;
 mod local;
@@ -34,9 +36,9 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 
+pub use aside::{Recovered, recovered};
 pub use keys::{SPARE, scarce};
 pub use session::{MountError, Mounted, Options, mount, same_place};
-pub use shelf::recovered;
 
 use crate::peers::Peers;
 use crate::stores::Registry;
@@ -48,8 +50,8 @@ pub struct Sources {
     pub registry: Arc<ArcSwapOption<Registry>>,
     /// Who tells of the members.
     pub peers: Arc<dyn Peers>,
-    /// A directory of this mount's own, made if missing: large unclosed writes, files that stay on this machine,
-    /// and under `recovered/` what could not be published.
+    /// A directory of this mount's own, made if missing: what is being written, files that stay on this machine,
+    /// and under `recovered/` what was put aside for a person.
     pub drafts: PathBuf,
 }
 

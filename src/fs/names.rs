@@ -115,6 +115,7 @@ impl Tree {
             (table.see(ino)?, Self::draft_attr(ino, &draft.shape()))
         };
         self.bump(parent);
+        self.keeper.add(seen.ino, &draft);
         let file = FileHandle::new(&seen, store, flags & libc::O_APPEND != 0, Some(draft));
         Ok((attr, Open { handle: self.hold(Handle::File(file)), caching: Caching::Keep }))
     }
@@ -214,9 +215,11 @@ impl Tree {
         let mut table = self.table();
         let ino = table.enter(parent, name, Place::Key(store), Type::Symlink);
         let attr = Self::draft_attr(ino, &shape);
-        table.set_draft(ino, Draft::new(shape), true);
+        let draft = Draft::new(shape);
+        table.set_draft(ino, Arc::clone(&draft), true);
         table.given(ino);
         drop(table);
+        self.keep(ino, &draft, false)?;
         self.bump(parent);
         Ok(attr)
     }
@@ -240,9 +243,7 @@ impl Tree {
         if let Some(ino) = target.ino {
             let mut table = self.table();
             table.detach(ino, last);
-            if target.draft.is_some_and(|draft| draft.shape().writers == 0) {
-                table.clear_draft(ino);
-            }
+            table.drop_draft(ino);
         }
         self.bump(parent);
         Ok(())

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use super::draft::{Content, Draft, Shape, Spill};
+use super::aside;
+use super::draft::{Content, Draft, Shape};
 use super::errno::Answer;
-use super::inodes::{Place, ROOT, Type};
-use super::shelf::{self, Left, Note};
+use super::inodes::{Place, ROOT, Seen, Type};
+use super::shelf::{self, Left};
 use super::tree::Tree;
+use crate::ids::{Hash, StoreId};
 use crate::replication::log::Origin;
-use crate::stores::kv::{Kind, Op};
+use crate::stores::kv::{Kind, Kv, Node, Op};
 
 impl Tree {
     /// Takes up what an earlier run left: files that stay here are shown again, those whose writer was done are
@@ -28,20 +30,48 @@ impl Tree {
             } else if draft.note.closed {
                 self.publish_left(&draft)
             } else {
-                tracing::warn!(target: "fs", path, "was being written when the daemon ended: see `lattice status`");
-                shelf::put_aside(self.drafts(), &draft.data, Some(&draft.note)).map_err(Into::into)
+                self.recover(&draft)
             };
             if let Err(why) = result {
                 tracing::error!(target: "fs", path, %why, "a draft of an earlier run is put aside");
-                if let Err(error) = shelf::put_aside(self.drafts(), &draft.data, Some(&draft.note)) {
+                if let Err(error) = aside::put(self.drafts(), &draft.data, Some(&draft.note)) {
                     tracing::error!(target: "fs", path, %error, "and that failed too");
                 }
             }
         }
     }
 
+    /// What was being written is no version. It is for a person to say what becomes of it.
+    fn recover(&self, left: &Left) -> Answer<()> {
+        let path = String::from_utf8_lossy(&left.note.path).into_owned();
+        if std::fs::metadata(&left.data)?.len() == 0 {
+            // Only made, or cut to nothing: there is nothing to lose.
+            return Ok(shelf::remove(left)?);
+        }
+        if self.kv(&left.note.store).is_ok_and(|kv| Self::published_before(&kv, left).unwrap_or(false)) {
+            return Ok(shelf::remove(left)?);
+        }
+        tracing::warn!(target: "fs", path, "was being written when the daemon ended: see `lattice status`");
+        Ok(aside::put(self.drafts(), &left.data, Some(&left.note))?)
+    }
+
+    /// Whether the store shows just this: then the daemon died between making the entry and letting go of the draft.
+    fn published_before(kv: &Kv, left: &Left) -> Answer<bool> {
+        let Some(Node::File(head)) = kv.node(&left.note.path)? else { return Ok(false) };
+        let hash = match head.content {
+            crate::stores::kv::Content::Empty => return Ok(std::fs::metadata(&left.data)?.len() == 0),
+            crate::stores::kv::Content::Inline { hash, .. } | crate::stores::kv::Content::Blob { hash, .. } => hash,
+        };
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(std::fs::File::open(&left.data)?)?;
+        Ok(head.mode == left.note.mode && hash == Hash::from(hasher.finalize()))
+    }
+
     fn publish_left(&self, left: &Left) -> Answer<()> {
         let kv = self.kv(&left.note.store)?;
+        if Self::published_before(&kv, left)? {
+            return Ok(shelf::remove(left)?);
+        }
         let kind = if left.note.symlink { Kind::Symlink } else { Kind::File };
         let (mode, mtime) = (left.note.mode, left.note.mtime);
         let value = kv.value_of_file(&left.data)?;
@@ -54,34 +84,31 @@ impl Tree {
     fn show_again(&self, left: &Left) -> Answer<()> {
         let note = &left.note;
         let store = self.stores().into_iter().find(|(_, id)| *id == note.store).ok_or(super::errno::CLOSED)?.0;
-        let bytes = std::fs::read(&left.data)?;
+        let names: Vec<&[u8]> = note.path.split(|byte| *byte == b'/').collect();
+        let Some((name, above)) = names.split_last() else { return Err(super::errno::INVALID) };
+        let kv = self.kv(&note.store)?;
+        if !above.is_empty() && !matches!(kv.node(&above.join(&b'/'))?, Some(Node::Directory(_))) {
+            return Err(super::errno::MISSING);
+        }
+        let (spill, kept, mtime) = left.resume()?;
         let mut shape = Shape::new(if note.symlink { Type::Symlink } else { Type::File }, note.mode);
-        shape.size = bytes.len() as u64;
-        shape.mtime = note.mtime;
+        shape.size = spill.file.metadata()?.len();
+        shape.mtime = mtime;
         (shape.new, shape.local) = (true, true);
         shape.touched();
-        shape.content = if shape.size > super::draft::IN_MEMORY {
-            let spill = Spill::new(self.drafts())?;
-            std::io::Write::write_all(&mut &spill.file, &bytes)?;
-            Content::Spilled(Arc::new(spill))
-        } else {
-            Content::Memory(bytes)
-        };
+        shape.content = Content::Spilled(spill);
+        shape.kept = Some(Arc::new(kept));
         let mut table = self.table();
         let mut at = table.enter(ROOT, b"stores", Place::Stores, Type::Directory);
         at = table.enter(at, store.as_bytes(), Place::Store(note.store), Type::Directory);
         at = table.enter(at, b"keys", Place::Keys(note.store), Type::Directory);
-        let names: Vec<&[u8]> = note.path.split(|byte| *byte == b'/').collect();
         let place = Place::Key(note.store);
-        if let Some((name, above)) = names.split_last() {
-            for directory in above {
-                at = table.enter(at, directory, place, Type::Directory);
-            }
-            let ino = table.enter(at, name, place, shape.kind);
-            table.set_draft(ino, Draft::new(shape), true);
+        for directory in above {
+            at = table.enter(at, directory, place, Type::Directory);
         }
-        drop(table);
-        Ok(shelf::remove(left)?)
+        let ino = table.enter(at, name, place, shape.kind);
+        table.set_draft(ino, Draft::new(shape), true);
+        Ok(())
     }
 
     /// All keys that were taken away and may come back, by directory.
@@ -89,52 +116,46 @@ impl Tree {
         self.table().all_whiteouts()
     }
 
-    /// At the end: leaves on the disk what the stores don't have.
+    /// At the end: leaves on the disk what the stores don't have. Files that stay here are shown again by the next mount, those
+    /// that could not be published are tried again, and those that are still open are put aside.
     pub(crate) fn leave(&self) {
         let drafts = self.table().drafts();
         for (ino, draft) in drafts {
             let Ok(seen) = self.table().see(ino) else { continue };
             let Place::Key(store) = seen.place else { continue };
-            let (local, dirty) = {
+            let (local, dirty, open, empty) = {
                 let shape = draft.shape();
-                (shape.local, shape.dirty())
+                (shape.local, shape.dirty(), shape.writers > 0, shape.bare)
             };
             if !seen.attached || !dirty {
                 continue;
             }
-            if !local && self.publish(ino, store, &draft).is_ok() {
-                continue;
-            }
-            let mut shape = draft.shape();
-            self.materialise(&mut shape, store);
-            let note = Note::of(&shape, store, &seen.path);
-            match shelf::keep(self.drafts(), &shape.content, &note, true) {
-                Ok(kept) => {
-                    let kept = Arc::new(kept);
-                    if let Some((_, old)) = shape.kept.take() {
-                        old.replaced_by(&kept);
+            let left = if open && !local {
+                if empty {
+                    drop(draft.shape().kept.take());
+                    Ok(())
+                } else {
+                    self.unclosed(store, &seen, &draft)
+                }
+            } else if !local && self.publish(ino, store, &draft).is_ok() {
+                Ok(())
+            } else {
+                self.keep(ino, &draft, true).map(|()| {
+                    if let Some(kept) = &draft.shape().kept {
+                        kept.leave();
                     }
-                    kept.leave();
-                }
-                Err(error) => {
-                    let path = String::from_utf8_lossy(&seen.path).into_owned();
-                    tracing::error!(target: "fs", path, %error, "a file that was not published is lost");
-                }
+                })
+            };
+            if let Err(error) = left {
+                let path = String::from_utf8_lossy(&seen.path).into_owned();
+                tracing::error!(target: "fs", path, %error, "a file that was not published is lost");
             }
         }
     }
 
-    /// A backup still refers to the head that it was made of.
-    fn materialise(&self, shape: &mut Shape, store: crate::ids::StoreId) {
-        let Content::Base(Some(head)) = &shape.content else { return };
-        let opened = self.kv(&store).and_then(|kv| Ok(kv.read_within(head, std::time::Duration::ZERO)?));
-        let bytes = match opened {
-            Ok(crate::stores::kv::Opened::Bytes(bytes)) => bytes,
-            Ok(crate::stores::kv::Opened::File(file, size)) => {
-                super::draft::read_at(&file, 0, usize::try_from(size).unwrap_or(0)).unwrap_or_default()
-            }
-            Err(_) => return,
-        };
-        shape.content = Content::Memory(bytes);
+    fn unclosed(&self, store: StoreId, seen: &Seen, draft: &Draft) -> Answer<()> {
+        let path = String::from_utf8_lossy(&seen.path).into_owned();
+        tracing::warn!(target: "fs", path, "is open still: what was written to it is put aside, see `lattice status`");
+        self.move_aside(store, seen, draft)
     }
 }

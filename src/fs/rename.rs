@@ -130,9 +130,7 @@ impl Tree {
         drop(table.take_whiteout(rename.to.parent, rename.to.name));
         if let Some(other) = target.ino.filter(|other| *other != rename.ino) {
             table.detach(other, last);
-            if target.draft.as_ref().is_some_and(|draft| draft.shape().writers == 0) {
-                table.clear_draft(other);
-            }
+            table.drop_draft(other);
         }
         table.rename(rename.ino, rename.to.parent, rename.to.name, Place::Key(rename.store), last);
         drop(table);
@@ -141,12 +139,14 @@ impl Tree {
     }
 
     /// A file that the store does not have gets a name under which it never will.
-    fn rename_unpublished(&self, rename: &Renaming<'_>, draft: &Draft) -> Answer<()> {
+    fn rename_unpublished(&self, rename: &Renaming<'_>, draft: &Arc<Draft>) -> Answer<()> {
         let kv = self.kv(&rename.store)?;
-        let _names = self.changing();
+        let names = self.changing();
         let (_, target) = self.replaced(&kv, rename, false)?;
         draft.shape().local = true;
         self.renamed(rename, &target);
+        drop(names);
+        self.keep_soon(rename.ino, draft);
         Ok(())
     }
 
@@ -229,9 +229,10 @@ impl Tree {
             *old = shape;
         }
         let mut table = self.table();
-        table.set_draft(rename.ino, draft, true);
+        table.set_draft(rename.ino, Arc::clone(&draft), true);
         table.white_out(rename.from.parent, rename.from.name, Whiteout { heads: ids(Some(&heads)) });
         drop(table);
+        self.keeper.add(rename.ino, &draft);
         self.waiting.add(REPLACE, Due::Whiteout(rename.from.parent, rename.from.name.into()));
         Ok(())
     }
@@ -258,6 +259,9 @@ impl Tree {
             let mut shape = draft.shape();
             shape.moved = true;
             shape.own = Some(HeadId { entry: receipt.hash, op: 0 });
+        }
+        if seen.kind == Type::Directory {
+            self.keep_below(rename.ino);
         }
         Ok(())
     }
@@ -327,6 +331,8 @@ impl Tree {
             self.commit(&kv, ops).map_err(too_large)?;
         }
         self.table().exchange(one.1, other.1);
+        self.keep_below(one.1);
+        self.keep_below(other.1);
         for draft in [first.draft, second.draft].into_iter().flatten() {
             draft.shape().moved = true;
         }

@@ -11,7 +11,7 @@ use fuser::{Config, Session, SessionACL};
 use super::adapter::Adapter;
 use super::announce::{self, Notice};
 use super::tree::Tree;
-use super::{Sources, mounts, waiting};
+use super::{Sources, keeper, mounts, waiting};
 use crate::clock;
 
 /// How long unmounting waits for calls that are being answered before it ends them.
@@ -97,6 +97,7 @@ pub struct Mounted {
     ended: Receiver<()>,
     herald: Option<JoinHandle<()>>,
     waiter: Option<JoinHandle<()>>,
+    keeper: Option<JoinHandle<()>>,
 }
 
 /// Mounts the mesh on the empty directory `at`. What a dead daemon left mounted there is cleared first.
@@ -154,9 +155,13 @@ fn serve(
         let tree = Arc::clone(&tree);
         named("fs-waiting").spawn(move || waiting::run(&tree)).map_err(io)?
     };
+    let keeper = {
+        let tree = Arc::clone(&tree);
+        named("fs-keeper").spawn(move || keeper::run(&tree)).map_err(io)?
+    };
     tracing::info!(target: "fs", at = %at.display(), "mounted");
-    let (herald, waiter) = (Some(herald), Some(waiter));
-    Ok(Mounted { at: at.to_owned(), minor, tree, notices, ended, herald, waiter })
+    let (herald, waiter, keeper) = (Some(herald), Some(waiter), Some(keeper));
+    Ok(Mounted { at: at.to_owned(), minor, tree, notices, ended, herald, waiter, keeper })
 }
 
 /// The mount point, fit to be mounted on.
@@ -234,7 +239,7 @@ impl Mounted {
     }
 
     /// Publishes what waits, takes the mount away, at once even if someone sits in it, and ends the calls that are
-    /// still being answered after a moment. To be called before the stores are closed.
+    /// still being answered after a moment. What is still open is put aside. To be called before the stores are closed.
     ///
     /// # Errors
     /// If the system does not let it go.
@@ -266,6 +271,10 @@ impl Mounted {
         let Some(waiter) = self.waiter.take() else { return Ok(()) };
         let detached = mounts::detach(&self.at, self.minor).map_err(|error| MountError::io(&self.at, error));
         self.end_session();
+        self.tree.keeper.stop();
+        if self.keeper.take().is_some_and(|keeper| keeper.join().is_err()) {
+            tracing::error!(target: "fs", "keeping what was being written failed");
+        }
         self.tree.waiting.stop();
         if waiter.join().is_err() {
             tracing::error!(target: "fs", "publishing what waited failed");

@@ -1,22 +1,70 @@
-//! The drafts' directory: copies of drafts that survive a crash, and what is made of them at the next start.
+//! The drafts' directory: files that hold what is not published yet, with a note each that says what it is, so that
+//! what a crash leaves can be taken up.
+//!
+//! A file without a note was promised to nobody: one that was removed while it was open, or whose content the store has.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Result, Write};
+use std::io::Result;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
-use super::draft::{Content, Shape, Spill};
+use super::aside;
+use super::draft::Shape;
 use super::inodes::Type;
+use super::tree::locked;
 use crate::clock;
 use crate::ids::{Hash, StoreId};
 use crate::stores::kv::HeadId;
 
 const NOTE: &str = "note";
 const DRAFT: &str = "draft";
-const RECOVERED: &str = "recovered";
+const FRESH: &str = "new";
+
+static NUMBER: AtomicU64 = AtomicU64::new(0);
+
+/// A draft's file on disk. Dropping it removes the file, unless it stays for the next start.
+#[derive(Debug)]
+pub(crate) struct Spill {
+    pub(crate) file: File,
+    pub(crate) path: PathBuf,
+    /// How many notes it has had; held while its note is written or removed.
+    notes: Mutex<u64>,
+    stays: AtomicBool,
+}
+
+impl Spill {
+    /// A new, empty file in `directory`.
+    pub(crate) fn new(directory: &Path) -> Result<Self> {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}-{}-{number}.{DRAFT}", clock::nanos(), std::process::id());
+        let path = directory.join(name);
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
+        Ok(Self::of(file, path))
+    }
+
+    fn of(file: File, path: PathBuf) -> Self {
+        Self { file, path, notes: Mutex::default(), stays: AtomicBool::new(false) }
+    }
+}
+
+impl Drop for Spill {
+    fn drop(&mut self) {
+        if !self.stays.load(Ordering::Relaxed) {
+            removed(&self.path);
+        }
+    }
+}
+
+fn removed(path: &Path) {
+    if let Err(error) = fs::remove_file(path)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(target: "fs", path = %path.display(), %error, "a draft's file stays behind");
+    }
+}
 
 /// What is known of a draft besides its bytes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -54,79 +102,85 @@ impl Note {
     }
 }
 
-/// A draft's copy on disk. Dropping it removes it.
+/// A draft's file with its note: it survives a crash of the daemon. Dropping it removes the note, unless the file
+/// has a newer one.
 #[derive(Debug)]
 pub(crate) struct Kept {
-    note: PathBuf,
-    /// Its own file, or the draft's, which must not go before the note.
     data: Arc<Spill>,
-    /// The note now belongs to a newer copy, or stays for the next start.
-    left: AtomicBool,
+    number: u64,
+    /// Whether the note is on the disk.
+    synced: AtomicBool,
 }
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        if !self.left.load(Ordering::Relaxed)
-            && let Err(error) = fs::remove_file(&self.note)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!(target: "fs", path = %self.note.display(), %error, "a draft's note stays behind");
+        let notes = locked(&self.data.notes);
+        if *notes == self.number && !self.data.stays.load(Ordering::Relaxed) {
+            removed(&self.note());
         }
     }
 }
 
 impl Kept {
+    /// Gives a draft's file a note. It is not waited for.
+    pub(crate) fn new(data: &Arc<Spill>, note: &Note) -> Result<Self> {
+        let mut notes = locked(&data.notes);
+        write(&data.path.with_extension(NOTE), note)?;
+        *notes += 1;
+        Ok(Self { data: Arc::clone(data), number: *notes, synced: AtomicBool::new(false) })
+    }
+
+    fn note(&self) -> PathBuf {
+        self.data.path.with_extension(NOTE)
+    }
+
     /// Writes the note anew, as when the draft was closed; it is not waited for.
     pub(crate) fn update(&self, note: &Note) -> Result<()> {
-        let fresh = self.note.with_extension("new");
-        fs::write(&fresh, serde_json::to_vec(note)?)?;
-        fs::rename(fresh, &self.note)
+        let notes = locked(&self.data.notes);
+        if *notes == self.number {
+            self.synced.store(false, Ordering::Relaxed);
+            write(&self.note(), note)?;
+        }
+        Ok(())
     }
 
-    /// Lets the copy stay for the next start.
-    pub(crate) fn leave(self: Arc<Self>) {
-        self.left.store(true, Ordering::Relaxed);
-        // Counted once too often, its file is never removed.
-        std::mem::forget(Arc::clone(&self.data));
+    /// Waits until bytes and note survive a crash of the machine.
+    pub(crate) fn sync(&self) -> Result<()> {
+        self.data.file.sync_data()?;
+        if !self.synced.swap(true, Ordering::Relaxed) {
+            let note = self.note();
+            let synced = File::open(&note)
+                .and_then(|file| file.sync_all())
+                .and_then(|()| note.parent().map_or(Ok(()), |above| File::open(above)?.sync_all()));
+            if synced.is_err() {
+                self.synced.store(false, Ordering::Relaxed);
+            }
+            return synced;
+        }
+        Ok(())
     }
 
-    /// A newer copy takes its place.
-    pub(crate) fn replaced_by(&self, newer: &Self) {
-        self.left.store(self.note == newer.note, Ordering::Relaxed);
+    /// Gives the file of a draft the draft's mtime, in nanoseconds since the Unix epoch.
+    pub(crate) fn set_mtime(&self, mtime: i64) -> Result<()> {
+        self.data.file.set_modified(clock::system(mtime))
     }
 
-    /// Moves it to where a person finds it.
-    pub(crate) fn aside(self, directory: &Path, note: &Note) -> Result<()> {
-        self.left.store(true, Ordering::Relaxed);
-        put_aside(directory, &self.data.path, Some(note))
+    /// Lets file and note stay for the next start.
+    pub(crate) fn leave(&self) {
+        self.data.stays.store(true, Ordering::Relaxed);
+    }
+
+    /// Moves the file to where a person finds it.
+    pub(crate) fn aside(&self, directory: &Path, note: &Note) -> Result<()> {
+        self.leave();
+        aside::put(directory, &self.data.path, Some(note))
     }
 }
 
-/// Keeps a copy of a draft's content in `directory`. With `sync` it survives a crash of the machine when this
-/// returns, without it one of the daemon.
-pub(crate) fn keep(directory: &Path, content: &Content, note: &Note, sync: bool) -> Result<Kept> {
-    let data = match content {
-        Content::Spilled(spill) => Arc::clone(spill),
-        Content::Memory(bytes) => filled(directory, bytes)?,
-        Content::Base(_) => filled(directory, &[])?,
-    };
-    if sync {
-        data.file.sync_data()?;
-    }
-    let path = data.path.with_extension(NOTE);
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&path)?;
-    file.write_all(&serde_json::to_vec(note)?)?;
-    if sync {
-        file.sync_data()?;
-        File::open(directory)?.sync_all()?;
-    }
-    Ok(Kept { note: path, data, left: AtomicBool::new(false) })
-}
-
-fn filled(directory: &Path, bytes: &[u8]) -> Result<Arc<Spill>> {
-    let spill = Spill::new(directory)?;
-    (&spill.file).write_all(bytes)?;
-    Ok(Arc::new(spill))
+fn write(path: &Path, note: &Note) -> Result<()> {
+    let fresh = path.with_extension(FRESH);
+    fs::write(&fresh, serde_json::to_vec(note)?)?;
+    fs::rename(fresh, path)
 }
 
 /// A draft that an earlier run left.
@@ -136,36 +190,43 @@ pub(crate) struct Left {
     pub(crate) data: PathBuf,
 }
 
-/// Takes what an earlier run left out of `directory`; what can't be read as a draft is put aside as recovered.
+impl Left {
+    /// Goes on with it: the file and its note as they are, and the file's mtime, which its last write or whoever set it
+    /// gave it.
+    pub(crate) fn resume(&self) -> Result<(Arc<Spill>, Kept, i64)> {
+        let file = OpenOptions::new().read(true).write(true).open(&self.data)?;
+        let mtime = file.metadata()?.modified().map_or(self.note.mtime, clock::nanos_of);
+        let spill = Arc::new(Spill::of(file, self.data.clone()));
+        let kept = Kept::new(&spill, &self.note)?;
+        Ok((spill, kept, mtime))
+    }
+}
+
+/// What an earlier run left in `directory`. What has no note is removed, and what has one that can't be read is put aside.
 pub(crate) fn left(directory: &Path) -> Result<Vec<Left>> {
     let mut found = Vec::new();
     let mut names: Vec<PathBuf> = fs::read_dir(directory)?.flatten().map(|entry| entry.path()).collect();
     names.sort();
-    for data in names.iter().filter(|path| path.extension().is_some_and(|extension| extension == DRAFT)) {
-        let note = fs::read(data.with_extension(NOTE)).ok();
-        match note.and_then(|bytes| serde_json::from_slice::<Note>(&bytes).ok()) {
-            Some(note) => found.push(Left { note, data: data.clone() }),
-            None => put_aside(directory, data, None)?,
+    let of = |extension: &'static str| {
+        names.iter().filter(move |path| path.extension().is_some_and(|found| found == extension))
+    };
+    of(FRESH).for_each(|path| removed(path));
+    for data in of(DRAFT) {
+        match fs::read(data.with_extension(NOTE)) {
+            Ok(bytes) => match serde_json::from_slice::<Note>(&bytes) {
+                Ok(note) => found.push(Left { note, data: data.clone() }),
+                Err(error) => {
+                    tracing::error!(target: "fs", path = %data.display(), %error, "a draft's note can't be read");
+                    aside::put(directory, data, None)?;
+                    removed(&data.with_extension(NOTE));
+                }
+            },
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => removed(data),
+            Err(error) => return Err(error),
         }
     }
+    of(NOTE).filter(|note| !note.with_extension(DRAFT).exists()).for_each(|note| removed(note));
     Ok(found)
-}
-
-/// Moves a draft that couldn't be published to where a person finds it.
-pub(crate) fn put_aside(directory: &Path, data: &Path, note: Option<&Note>) -> Result<()> {
-    if note.is_none() && fs::metadata(data)?.len() == 0 {
-        return fs::remove_file(data);
-    }
-    let aside = directory.join(RECOVERED);
-    fs::create_dir_all(&aside)?;
-    let path = note.map_or_else(String::new, |note| String::from_utf8_lossy(&note.path).replace('/', "\u{2215}"));
-    let path: String = path.chars().rev().take(60).collect::<Vec<_>>().into_iter().rev().collect();
-    let name = format!("{}-{}", clock::nanos(), if path.is_empty() { "unnamed" } else { &path });
-    fs::rename(data, aside.join(name))?;
-    match fs::remove_file(data.with_extension(NOTE)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }
 
 /// Removes what is left of a draft that was dealt with.
@@ -174,49 +235,62 @@ pub(crate) fn remove(left: &Left) -> Result<()> {
     fs::remove_file(&left.data)
 }
 
-/// Files that were being written when the machine or the daemon died, or that could not be published, in the drafts'
-/// directory `drafts`: for `lattice status`. A person copies them to where they belong, or deletes them.
-#[must_use]
-pub fn recovered(drafts: &Path) -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> =
-        fs::read_dir(drafts.join(RECOVERED)).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
-    found.sort();
-    found
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::*;
 
-    fn shape(bytes: &[u8]) -> Shape {
+    fn note() -> Note {
         let mut shape = Shape::new(Type::File, 0o600);
-        shape.content = Content::Memory(bytes.to_vec());
         shape.touched();
-        shape
+        Note::of(&shape, StoreId([1; 32]), b"a/b")
+    }
+
+    fn spill(directory: &Path) -> Arc<Spill> {
+        let spill = Spill::new(directory).unwrap();
+        spill.file.write_all_at(b"precious", 0).unwrap();
+        Arc::new(spill)
     }
 
     #[test]
     fn a_kept_draft_reads_back_at_the_next_start_and_a_dropped_one_does_not() {
         let directory = tempfile::tempdir().unwrap();
-        let shape = shape(b"precious");
-        let note = Note::of(&shape, StoreId([1; 32]), b"a/b");
-        drop(keep(directory.path(), &shape.content, &note, true).unwrap());
+        drop(Kept::new(&spill(directory.path()), &note()).unwrap());
         assert!(left(directory.path()).unwrap().is_empty());
-        Arc::new(keep(directory.path(), &shape.content, &note, true).unwrap()).leave();
+        Kept::new(&spill(directory.path()), &note()).unwrap().leave();
         let found = left(directory.path()).unwrap();
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].note.path, b"a/b");
         assert_eq!(fs::read(&found[0].data).unwrap(), b"precious");
         remove(&found[0]).unwrap();
         assert!(left(directory.path()).unwrap().is_empty());
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 
     #[test]
-    fn a_draft_without_a_note_is_put_aside_for_a_person() {
+    fn an_old_note_that_goes_leaves_the_newer_one_of_its_file() {
         let directory = tempfile::tempdir().unwrap();
-        fs::write(directory.path().join("1-2-3.draft"), b"half").unwrap();
+        let spill = spill(directory.path());
+        let old = Kept::new(&spill, &note()).unwrap();
+        let newer = Kept::new(&spill, &note()).unwrap();
+        drop(old);
+        assert_eq!(left(directory.path()).unwrap().len(), 1);
+        drop(newer);
+        assert!(!spill.path.with_extension(NOTE).exists());
+    }
+
+    #[test]
+    fn a_file_without_a_note_was_promised_to_nobody_and_one_with_a_bad_note_is_put_aside() {
+        let directory = tempfile::tempdir().unwrap();
+        let named = directory.path().join("1-2-3.draft");
+        fs::write(&named, b"half").unwrap();
+        fs::write(directory.path().join("1-2-4.draft"), b"removed").unwrap();
+        fs::write(named.with_extension(NOTE), b"").unwrap();
         assert!(left(directory.path()).unwrap().is_empty());
-        let found = recovered(directory.path());
-        assert_eq!(fs::read(&found[0]).unwrap(), b"half");
+        let found = aside::recovered(directory.path());
+        assert_eq!(found.len(), 1);
+        assert_eq!(fs::read(&found[0].file).unwrap(), b"half");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 }

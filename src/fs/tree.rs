@@ -63,6 +63,7 @@ pub(crate) struct Tree {
     /// Held for writing while names change, for reading while a path is found and an entry made of it.
     pub(crate) names: RwLock<()>,
     pub(crate) waiting: Waiting,
+    pub(crate) keeper: super::keeper::Keeper,
     pub(crate) space: keys::Space,
     pub(crate) busy: super::handles::Busy,
     pub(crate) calls: super::pool::Calls,
@@ -92,6 +93,7 @@ impl Tree {
             next: AtomicU64::new(1),
             names: RwLock::default(),
             waiting: Waiting::default(),
+            keeper: super::keeper::Keeper::default(),
             space,
             busy: super::handles::Busy::default(),
             calls: super::pool::Calls::default(),

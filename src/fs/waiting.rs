@@ -1,5 +1,5 @@
 //! What is done a moment later: publishing files that a rename probably follows, deleting keys that were taken away and
-//! did not come back, dropping copies whose entries are on the disk.
+//! did not come back, dropping drafts' files whose entries are on the disk.
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -24,7 +24,7 @@ pub(crate) enum Due {
     Draft(u64),
     /// Delete the key that was taken away.
     Whiteout(u64, Box<[u8]>),
-    /// Drop a copy once the store is durable up to this set.
+    /// Drop a draft's note once the store is durable up to this set.
     Durable(Arc<Kept>, Arc<Kv>, u64),
 }
 

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::draft::{Content, Draft, IN_MEMORY, Shape, Spill};
+use super::draft::{Content, Draft, IN_MEMORY};
 use super::errno::{self, Answer, Failure};
 use super::inodes::{Attr, Seen, Type};
 use super::keys::FileHandle;
-use super::shelf::{self, Kept, Note};
+use super::shelf::Spill;
 use super::tree::Tree;
 use super::waiting::{Due, RENAME};
 use crate::clock;
@@ -44,10 +44,13 @@ pub(crate) const fn same(content: crate::stores::kv::Content) -> Value {
 
 impl Tree {
     /// Prepares the first change since the draft was last published: from here on it stands for what its opener saw.
-    fn begin(shape: &mut Shape, file: &FileHandle) {
+    fn begin(&self, draft: &Arc<Draft>, file: &FileHandle) {
+        let mut guard = draft.shape();
+        let shape = &mut *guard;
         if shape.dirty() || shape.new {
             return;
         }
+        self.keeper.add(file.ino, draft);
         if shape.moved {
             shape.base.clear();
         } else {
@@ -72,12 +75,12 @@ impl Tree {
     }
 
     /// Brings in the bytes that a change builds upon.
-    fn load(&self, draft: &Draft, kv: &Kv) -> Answer<()> {
+    pub(crate) fn load(&self, draft: &Draft, kv: &Kv, patience: Duration) -> Answer<()> {
         let head = match &draft.shape().content {
             Content::Base(Some(head)) => **head,
             Content::Base(None) | Content::Memory(_) | Content::Spilled(_) => return Ok(()),
         };
-        let content = match kv.read_within(&head, PATIENCE)? {
+        let content = match kv.read_within(&head, patience)? {
             Opened::Bytes(bytes) => Content::Memory(bytes),
             Opened::File(mut from, size) if size > IN_MEMORY => {
                 self.space.check(size)?;
@@ -101,27 +104,19 @@ impl Tree {
     pub(crate) fn write(&self, file: &FileHandle, offset: u64, data: &[u8], append: bool) -> Answer<()> {
         let draft = file.draft.as_ref().ok_or(errno::INVALID)?;
         self.space.check(data.len() as u64)?;
-        Self::begin(&mut draft.shape(), file);
-        self.load(draft, &*self.kv(&file.store)?)?;
+        self.begin(draft, file);
+        self.load(draft, &*self.kv(&file.store)?, PATIENCE)?;
         let mut shape = draft.shape();
         let offset = if append || file.append { shape.size } else { offset };
-        let before = matches!(shape.content, Content::Spilled(_));
-        shape.write(offset, data, self.drafts())?;
-        let spilled = !before && matches!(shape.content, Content::Spilled(_));
-        drop(shape);
-        if spilled {
-            // So that a person can tell what it was, should the daemon die.
-            self.keep(file.ino, file.store, draft, false)?;
-        }
-        Ok(())
+        Ok(shape.write(offset, data, self.drafts())?)
     }
 
     /// Cuts or extends through an open descriptor.
-    pub(crate) fn resize(&self, file: &FileHandle, draft: &Draft, size: u64) -> Answer<()> {
+    pub(crate) fn resize(&self, file: &FileHandle, draft: &Arc<Draft>, size: u64) -> Answer<()> {
         self.space.check(size.saturating_sub(draft.shape().size))?;
-        Self::begin(&mut draft.shape(), file);
+        self.begin(draft, file);
         if size > 0 {
-            self.load(draft, &*self.kv(&file.store)?)?;
+            self.load(draft, &*self.kv(&file.store)?, PATIENCE)?;
         }
         Ok(draft.shape().resize(size, self.drafts())?)
     }
@@ -129,10 +124,13 @@ impl Tree {
     /// `close`, of one of possibly several descriptors.
     pub(crate) fn flush(&self, file: &FileHandle) -> Answer<()> {
         let Some(draft) = &file.draft else { return Ok(()) };
-        let later = {
+        let (later, local) = {
             let shape = draft.shape();
-            !shape.dirty() || shape.bare || shape.local || (shape.exclusive && shape.new)
+            (!shape.dirty() || shape.bare || (shape.exclusive && shape.new), shape.local)
         };
+        if local {
+            return self.keep(file.ino, draft, false);
+        }
         if later { Ok(()) } else { self.publish(file.ino, file.store, draft).map(drop) }
     }
 
@@ -159,10 +157,10 @@ impl Tree {
             (shape.exclusive && shape.new && !shape.local, shape.local)
         };
         if local {
-            return Ok(());
+            return self.keep(ino, draft, false);
         }
         if waits && self.table().see(ino)?.attached {
-            self.note_closed(ino, store, draft);
+            self.note_again(ino, draft);
             self.waiting.add(RENAME, Due::Draft(ino));
             return Ok(());
         }
@@ -193,21 +191,6 @@ impl Tree {
             }
             return result;
         }
-    }
-
-    fn put_aside(&self, store: StoreId, seen: &Seen, draft: &Draft, why: &Failure) {
-        let shape = draft.shape();
-        let note = Note::of(&shape, store, &seen.path);
-        let aside =
-            shelf::keep(self.drafts(), &shape.content, &note, true).and_then(|kept| kept.aside(self.drafts(), &note));
-        let path = String::from_utf8_lossy(&seen.path).into_owned();
-        match aside {
-            Ok(()) => tracing::error!(target: "fs", path, %why, "not published; it is kept: see `lattice status`"),
-            Err(error) => tracing::error!(target: "fs", path, %why, %error, "not published, and not kept either"),
-        }
-        drop(shape);
-        self.notify(super::announce::Notice::Content(seen.ino));
-        self.notify(super::announce::Notice::Name(seen.parent, seen.name.to_vec()));
     }
 
     /// Makes a version of what was written, if anything was. Idempotent.
@@ -282,14 +265,10 @@ impl Tree {
             shape.kept.take()
         };
         self.table().published(ino);
-        if let Some((_, kept)) = kept {
-            self.drop_when_durable(kept, Arc::clone(kv), receipt.staged);
+        if let Some(kept) = kept {
+            // It must not go before the entry is on the disk.
+            self.waiting.add(Duration::ZERO, Due::Durable(kept, Arc::clone(kv), receipt.staged));
         }
-    }
-
-    /// The copy must not go before the entry is on the disk.
-    fn drop_when_durable(&self, kept: Arc<Kept>, kv: Arc<Kv>, staged: u64) {
-        self.waiting.add(Duration::ZERO, Due::Durable(kept, kv, staged));
     }
 
     /// `fsync`: what was written survives a crash of this machine, as an entry or as a draft.
@@ -301,7 +280,7 @@ impl Tree {
                 shape.local || (shape.exclusive && shape.new)
             };
             if as_draft {
-                return self.keep(file.ino, file.store, draft, true);
+                return self.keep(file.ino, draft, true);
             }
             if let Some(receipt) = self.publish(file.ino, file.store, draft)? {
                 return Ok(kv.wait(receipt.staged)?);
@@ -316,36 +295,6 @@ impl Tree {
         match latest {
             Some(receipt) => Ok(self.kv(&store)?.wait(receipt.staged)?),
             None => Ok(()),
-        }
-    }
-
-    /// Keeps a copy of a draft on the disk.
-    pub(crate) fn keep(&self, ino: u64, store: StoreId, draft: &Draft, sync: bool) -> Answer<()> {
-        let path = self.table().see(ino)?.path;
-        let (changes, content, note) = {
-            let shape = draft.shape();
-            if sync && shape.kept.as_ref().is_some_and(|(changes, _)| *changes == shape.changes) {
-                return Ok(());
-            }
-            (shape.changes, shape.content.clone(), Note::of(&shape, store, &path))
-        };
-        let kept = Arc::new(shelf::keep(self.drafts(), &content, &note, sync)?);
-        let changes = if sync { changes } else { 0 };
-        let old = draft.shape().kept.replace((changes, Arc::clone(&kept)));
-        if let Some((_, old)) = old {
-            old.replaced_by(&kept);
-        }
-        Ok(())
-    }
-
-    /// Lets the copy say that its writer was done: after a crash it is published.
-    fn note_closed(&self, ino: u64, store: StoreId, draft: &Draft) {
-        let Ok(seen) = self.table().see(ino) else { return };
-        let shape = draft.shape();
-        if let Some((_, kept)) = &shape.kept
-            && let Err(error) = kept.update(&Note::of(&shape, store, &seen.path))
-        {
-            tracing::warn!(target: "fs", %error, "a draft's note can't be brought up to date");
         }
     }
 
@@ -369,7 +318,11 @@ impl Tree {
                     shape.mode = wanted.mode.unwrap_or(shape.mode);
                     shape.mtime = wanted.mtime.unwrap_or(shape.mtime);
                     shape.touched();
-                    return Ok(Self::draft_attr(ino, &shape));
+                    let attr = Self::draft_attr(ino, &shape);
+                    drop(shape);
+                    drop(table);
+                    self.note_again(ino, &draft);
+                    return Ok(attr);
                 }
             }
         }

@@ -114,7 +114,8 @@ fn what_was_synced_and_not_closed_is_recovered_for_a_person() {
     let again = mount(&other, world.sources(), Options::default()).unwrap();
     let found = recovered(&world.dir.path().join("drafts"));
     assert_eq!(found.len(), 1);
-    assert_eq!(fs::read(&found[0]).unwrap(), b"precious");
+    assert_eq!(fs::read(&found[0].file).unwrap(), b"precious");
+    assert_eq!(found[0].key.as_ref().unwrap().1, b"f");
     again.unmount().unwrap();
 }
 

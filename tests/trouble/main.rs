@@ -12,6 +12,7 @@
 mod harness;
 
 mod disk;
+mod drafts;
 mod files;
 mod json;
 mod mounting;
