@@ -233,9 +233,17 @@ impl Daemon {
                 }
                 if log.is_regaining() {
                     warnings.push(format!(
-                        "the file of the store '{name}' was lost: nothing is written to it before another member is online"
+                        "the file of the store '{name}' was lost, or is an older copy: nothing is written to it before what this \
+                         node wrote has come back from another member"
                     ));
                 }
+            }
+            if mesh.is_unconfirmed() {
+                warnings.push(
+                    "no member has told since the start how far this node's own writes go there; if the data directory was \
+                     put back from a backup, write nothing before one has: `lattice peers`"
+                        .to_owned(),
+                );
             }
         } else if let Ok(Some(rootless)) = self.rootless() {
             let Failure { message, hint, .. } = self.refuse_beside(rootless);

@@ -78,3 +78,18 @@ fn a_burst_is_everywhere_within_a_second_of_its_end() {
     world.check();
     assert!(took.as_millis() <= 1_000, "it took {took:?}");
 }
+
+#[test]
+fn a_node_that_comes_back_with_an_older_disk_forks_nothing() {
+    for seed in 0..number("LATTICE_SEEDS").unwrap_or(8) {
+        println!("seed {seed}");
+        let delay = [1, 50, 500][usize::try_from(seed % 3).unwrap()];
+        let mut world = World::new(seed, Plan { nodes: 3, delay, gossip_lost: 20, ..Plan::calm() });
+        world.settle();
+        world.burst(1, 50);
+        world.settle();
+        world.restore_after(1, 30);
+        world.heal();
+        world.check();
+    }
+}

@@ -76,7 +76,7 @@ pub(crate) fn open(tree: &Tree, seen: &Seen, flags: i32) -> Answer<RoomHandle> {
         return Err(errno::APPEND_ONLY);
     }
     let chat = chat(tree)?;
-    if writes && chat.log().is_regaining() {
+    if writes && !chat.log().may_sign() {
         return Err(errno::REGAINING);
     }
     if writes && !chat.log().membership().load().may_write(&chat.log().me()) {

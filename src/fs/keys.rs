@@ -202,7 +202,7 @@ impl Tree {
     /// Refuses early what could not be published later.
     pub(crate) fn writable(kv: &Kv) -> Answer<()> {
         let log = kv.log();
-        if log.is_regaining() {
+        if !log.may_sign() {
             return Err(errno::REGAINING);
         }
         if log.membership().load().may_write(&log.me()) { Ok(()) } else { Err(errno::READER) }

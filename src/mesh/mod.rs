@@ -26,6 +26,7 @@ use crate::net::ticket::{Contact, Secret, Ticket, TicketError};
 use crate::peers::{Peer, Peers};
 use crate::replication::database::DatabaseError;
 use crate::replication::driver::{Driver, Host};
+use crate::replication::limits;
 use crate::replication::log::{Durable, Event, Log, Origin};
 use crate::replication::membership::{Membership, Role};
 use crate::replication::replica::{Identity, Snapshot};
@@ -213,6 +214,9 @@ impl Mesh {
         };
         let Context { node, blobs, clock, .. } = context;
         let me = node.id();
+        if registry.membership().load().members.iter().any(|(id, member)| *id != me && !member.left) {
+            registry.logs().iter().for_each(|log| log.hold(limits::OWN_TOLD));
+        }
         node.admit(Some(registry.root().membership().clone()));
         let network = node.network();
         let commands = network.commands.clone();
@@ -235,6 +239,7 @@ impl Mesh {
             dir,
         });
         mesh.node.open_desk(Some(mesh.clone()));
+        mesh.tasks.spawn(mesh.stop.clone().run_until_cancelled_owned(tell_unconfirmed(mesh.clone())));
         mesh.tasks.spawn(mesh.stop.clone().run_until_cancelled_owned(follow(mesh.clone(), mesh.registry.events())));
         Ok(mesh)
     }
@@ -422,23 +427,27 @@ impl Mesh {
         self.node.admit(None);
     }
 
-    /// Lets this node write again in stores whose files were lost, once a member has brought back what was in them, or when
-    /// there is no other member.
-    fn regain(&self) {
-        let logs = self.registry.logs();
-        if !logs.iter().any(|log| log.is_regaining()) {
+    /// Lets this node write again when there is no other member that could have more of its own chain.
+    fn release(&self) {
+        if !self.is_alone() {
             return;
         }
-        let me = self.node.id();
-        let alone = self.membership().members.iter().all(|(id, member)| *id == me || member.left);
-        let snapshot = self.snapshot();
-        let settled = |log: &Arc<Log>| alone || snapshot.stores.get(&log.store()).is_some_and(|store| store.settled);
-        for log in logs.iter().filter(|log| log.is_regaining() && settled(log)) {
-            match log.regained() {
-                Ok(()) => tracing::info!(target: "mesh", store = %log.store(), "what was in the lost file is back"),
-                Err(error) => tracing::error!(target: "mesh", %error, "that a lost store is back can't be noted"),
+        for log in self.registry.logs() {
+            if let Err(error) = log.abreast() {
+                tracing::error!(target: "mesh", %error, "that a lost store is begun anew can't be noted");
             }
         }
+    }
+
+    fn is_alone(&self) -> bool {
+        let me = self.node.id();
+        self.membership().members.iter().all(|(id, member)| *id == me || member.left)
+    }
+
+    /// Whether this node began to write without another member having told how far its own chain goes there.
+    #[must_use]
+    pub fn is_unconfirmed(&self) -> bool {
+        self.registry.logs().iter().any(|log| log.is_unconfirmed())
     }
 
     fn keep_addresses(&self, file: &mut Addresses) {
@@ -516,23 +525,19 @@ async fn follow(mesh: Arc<Mesh>, mut events: broadcast::Receiver<Arc<Event>>) {
         mesh.node.suggest_addresses(*node, addresses);
     }
     mesh.connect(&file).await;
+    mesh.release();
     mesh.registry.logs().iter().for_each(|log| mesh.fetch_wanted(log));
     let mut keep = tokio::time::interval(KEEP_ADDRESSES);
     let root = mesh.id.root();
-    let mut snapshot = mesh.watch();
-    let mut replicating = true;
     loop {
         tokio::select! {
-            changed = snapshot.changed(), if replicating => {
-                replicating = changed.is_ok();
-                mesh.regain();
-            }
             _ = keep.tick() => mesh.keep_addresses(&mut file),
             event = events.recv() => match event {
                 Ok(event) if event.store == root => {
                     refresh(&mesh).await;
                     mesh.keep_addresses(&mut file);
                     mesh.connect(&file).await;
+                    mesh.release();
                 }
                 Ok(event) => {
                     if let Some(log) = mesh.registry.log(&event.store) {
@@ -547,6 +552,14 @@ async fn follow(mesh: Arc<Mesh>, mut events: broadcast::Receiver<Arc<Event>>) {
                 Err(broadcast::error::RecvError::Closed) => return,
             },
         }
+    }
+}
+
+/// Says so when the wait for a member's word ends without one.
+async fn tell_unconfirmed(mesh: Arc<Mesh>) {
+    tokio::time::sleep(limits::OWN_TOLD + Duration::from_millis(100)).await;
+    if mesh.is_unconfirmed() {
+        tracing::info!(target: "mesh", "no member told in time how far this node's own writes go there: going on with what is here");
     }
 }
 

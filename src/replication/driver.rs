@@ -369,6 +369,12 @@ impl Loop {
             Output::Retry(store) => {
                 self.job(&store, Job::Retry);
             }
+            Output::Own { store, behind } => {
+                let Some(log) = self.host.log(&store) else { return };
+                if let Err(error) = if behind { log.behind() } else { log.abreast() } {
+                    tracing::error!(target: "sync", %error, "what this node wrote before can't be noted");
+                }
+            }
         }
     }
 

@@ -58,5 +58,9 @@ pub const RECONCILE: Duration = Duration::from_secs(30);
 pub const RECONCILE_SOON: Duration = Duration::from_secs(2);
 /// How long a pull may stand still before another peer is asked.
 pub const PULL_STALLED: Duration = Duration::from_secs(5);
+/// How long the first writers after a start wait, at most, for a member to tell how far this node's own chain goes.
+pub const OWN_TOLD: Duration = Duration::from_secs(2);
+/// How long a writer waits, at most, for entries of this node itself that a member has and is sending.
+pub const OWN_COMING: Duration = Duration::from_secs(5);
 /// How long after an entry was found missing its finders ask again.
 pub const ASK_AGAIN: Duration = Duration::from_millis(500);

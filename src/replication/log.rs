@@ -33,7 +33,6 @@ mod verdict;
 
 use std::ops::Bound;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ed25519_dalek::SigningKey;
@@ -109,7 +108,7 @@ pub struct Log {
     head: Mutex<Option<Head>>,
     events: broadcast::Sender<Arc<Event>>,
     outgoing: Arc<Mutex<Outgoing>>,
-    regaining: AtomicBool,
+    own: regain::Regaining,
     database: Database,
 }
 
@@ -175,7 +174,7 @@ impl Log {
             head: Mutex::new(None),
             events: parts.events,
             outgoing: Arc::default(),
-            regaining: AtomicBool::new(regain::noted(&database.view()?)?),
+            own: regain::Regaining::noted(&database.view()?)?,
             database,
         };
         log.check()?;

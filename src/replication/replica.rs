@@ -155,6 +155,13 @@ pub enum Output {
     Ingest(Batch),
     /// Let the store's ingest try again what waits. Answered by one [`Input::Ingested`].
     Retry(StoreId),
+    /// A peer has told how far this node's own chain goes there.
+    Own {
+        /// The store.
+        store: StoreId,
+        /// Whether that is further than here: nothing may be signed before it is here.
+        behind: bool,
+    },
 }
 
 /// Who a replica is.
@@ -208,6 +215,8 @@ struct Store {
     settled: bool,
     waiting: usize,
     failed: bool,
+    /// Whether peers have told of entries of this node that are not here; `None` before the first has told.
+    own: Option<bool>,
 }
 
 /// The protocol's state. See the module.
@@ -424,6 +433,7 @@ impl Replica {
                 peer.agreed.insert(*store, mine.count);
                 peer.claims.remove(store);
                 state.settled = true;
+                self.weigh_own(*store, shelf);
             } else {
                 self.send_tips(id, *store, false, shelf);
             }
@@ -462,6 +472,7 @@ impl Replica {
         if same && mine != fingerprint && self.identity.me < id {
             self.begin_comparison(id, store, now, shelf);
         }
+        self.weigh_own(store, shelf);
         self.plan(store, now, shelf);
     }
 

@@ -5,6 +5,7 @@
 mod crash;
 mod disk;
 mod failures;
+mod regain;
 
 use std::sync::{Arc, Mutex};
 

@@ -1,6 +1,6 @@
 //! A node of the simulation: a disk that outlives it, and what runs while it is up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -28,7 +28,7 @@ const ROSTER: Table = "roster";
 
 /// A disk that keeps what was synced.
 #[derive(Debug, Clone, Default)]
-struct Disk(Arc<Mutex<Sectors>>);
+pub(crate) struct Disk(Arc<Mutex<Sectors>>);
 
 #[derive(Debug, Default)]
 struct Sectors {
@@ -39,6 +39,15 @@ struct Sectors {
 }
 
 impl Disk {
+    /// Another disk with what is synced on this one.
+    fn copy(&self) -> Self {
+        let disk = self.0.lock().unwrap();
+        let copy = Sectors { now: disk.now.clone(), undo: disk.undo.clone(), synced: disk.synced };
+        let copy = Self(Arc::new(Mutex::new(copy)));
+        copy.crash();
+        copy
+    }
+
     /// Takes back what was not synced.
     fn crash(&self) {
         let mut disk = self.0.lock().unwrap();
@@ -166,6 +175,8 @@ pub(crate) struct Up {
     pub(crate) busy: BTreeMap<StoreId, Millis>,
     /// When a tick is scheduled.
     pub(crate) wakes: Millis,
+    /// Stores for which a peer has told how far this node's own chain goes.
+    pub(crate) told: BTreeSet<StoreId>,
 }
 
 pub(crate) struct Node {
@@ -225,6 +236,7 @@ impl Node {
             sessions: BTreeMap::new(),
             busy: BTreeMap::new(),
             wakes: Millis(u64::MAX),
+            told: BTreeSet::new(),
         });
     }
 
@@ -232,6 +244,17 @@ impl Node {
     pub(crate) fn crash(&mut self) {
         self.up = None;
         self.disks.iter().for_each(Disk::crash);
+    }
+
+    /// Copies what is on its disks, as a backup does.
+    pub(crate) fn backup(&self) -> [Disk; 2] {
+        self.disks.each_ref().map(Disk::copy)
+    }
+
+    /// Puts a backup in place of its disks. It must be down.
+    pub(crate) fn restore(&mut self, backup: [Disk; 2]) {
+        assert!(self.up.is_none());
+        self.disks = backup;
     }
 
     /// Makes another node a member.

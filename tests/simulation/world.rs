@@ -169,6 +169,8 @@ pub(crate) struct World {
     /// Which side of the partition each node is on.
     sides: Vec<u64>,
     cuts: BTreeSet<(usize, usize)>,
+    /// Nodes that came back with an older disk.
+    restored: BTreeSet<usize>,
     /// Every entry that ever left a node or became durable.
     signed: BTreeMap<(StoreId, NodeId, u64), Hash>,
     /// Entries' bytes on their way from one node to another for each store, for which no credit came back.
@@ -201,6 +203,7 @@ impl World {
             lines: BTreeMap::new(),
             held: BTreeMap::new(),
             cuts: BTreeSet::new(),
+            restored: BTreeSet::new(),
             signed: BTreeMap::new(),
             in_flight: BTreeMap::new(),
             calm: false,
@@ -263,6 +266,26 @@ impl World {
                 self.at(i / 100, Happening::Commit(n, life));
             }
         }
+    }
+
+    /// Takes a backup of a node, lets it and the others go on, and puts the backup back. From its start on the node's programs
+    /// write as often as they can; as a real one does, it lets them wait for a peer's word.
+    pub(crate) fn restore_after(&mut self, n: usize, writes: u64) {
+        let backup = self.nodes[n].backup();
+        for _ in 0..writes {
+            let (at, who) =
+                (self.dice.below(5_000), if self.dice.percent(60) { n } else { self.dice.pick(self.nodes.len()) });
+            self.at(at, Happening::Write(who));
+        }
+        self.run_until(Millis(self.now.0 + 15_000));
+        self.crash(n);
+        self.nodes[n].restore(backup);
+        self.restored.insert(n);
+        for at in 0..200 {
+            self.at(at * 50, Happening::Write(n));
+        }
+        self.run_until(Millis(self.now.0 + 30_000));
+        assert!(self.nodes[n].up.is_some(), "it is up again");
     }
 
     /// Lets all be done that is on its way.
@@ -507,6 +530,10 @@ impl World {
         if !kv.log().membership().load().may_write(&self.nodes[n].id) {
             return;
         }
+        let told = self.nodes[n].up.as_ref().unwrap().told.contains(&HOME);
+        if kv.log().is_regaining() || (self.restored.contains(&n) && !told) {
+            return;
+        }
         let seen = kv.heads(path.as_bytes()).unwrap();
         let supersedes: Vec<_> = seen.iter().flat_map(|heads| heads.all().iter().map(|head| head.id)).collect();
         let path = path.as_bytes().to_vec();
@@ -603,6 +630,12 @@ impl World {
             Output::Broadcast { store, message } => self.broadcast(n, store, message),
             Output::Ingest(batch) => self.give(n, life, batch.store, Job::Batch(batch)),
             Output::Retry(store) => self.give(n, life, store, Job::Retry),
+            Output::Own { store, behind } => {
+                let up = self.nodes[n].up.as_mut().unwrap();
+                up.told.insert(store);
+                let log = up.open.log(&store).unwrap();
+                if behind { log.behind() } else { log.abreast() }.unwrap();
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::harness::{Node, Room, eventually};
+use crate::harness::{Node, Room, eventually, run};
 use crate::{
     FAILED, NOT_RUNNING, REFUSED, UNAVAILABLE, USAGE, founder, joined, json, no_start, refused, store_file, warnings,
 };
@@ -242,6 +242,55 @@ fn a_lost_store_comes_back_from_a_member_before_anything_new_is_written_so_that_
         assert_eq!(json(node, &["status"])["forks"], 0);
         assert!(warnings(node).is_empty());
     }
+}
+
+fn copy(from: &Path, to: &Path) {
+    run("cp", &["-a", from.to_str().unwrap(), to.to_str().unwrap()]);
+}
+
+#[test]
+fn a_backup_that_is_put_back_is_brought_up_to_date_before_anything_is_written_so_that_nothing_forks() {
+    let first = founder();
+    let second = joined(&first);
+    fs::write(second.key("early"), "early").unwrap();
+    eventually("the first has it", || first.key("early").exists());
+    second.lattice(&["down"]);
+    let backup = second.data().with_extension("backup");
+    copy(&second.data(), &backup);
+    second.up();
+    for n in 0..20 {
+        fs::write(second.key(&format!("file{n}")), format!("after {n}")).unwrap();
+    }
+    eventually("the first has all of it", || first.key("file19").exists());
+    second.lattice(&["down"]);
+    fs::remove_dir_all(second.data()).unwrap();
+    fs::rename(&backup, second.data()).unwrap();
+
+    second.up();
+    fs::write(second.key("new"), "new").unwrap();
+    for n in 0..20 {
+        assert_eq!(fs::read_to_string(second.key(&format!("file{n}"))).unwrap(), format!("after {n}"));
+    }
+    eventually("the first has what was written afterwards", || first.key("new").exists());
+    for node in [&first, &second] {
+        assert_eq!(json(node, &["status"])["forks"], 0);
+        assert!(warnings(node).is_empty());
+    }
+}
+
+#[test]
+fn a_node_that_reaches_nobody_writes_after_a_moment_and_says_that_nobody_confirmed_it() {
+    let first = founder();
+    let second = joined(&first);
+    first.lattice(&["down"]);
+    second.lattice(&["down"]);
+    second.up();
+    fs::write(second.key("alone"), "alone").unwrap();
+    assert!(warnings(&second).iter().any(|warning| warning.contains("no member has told")), "{:?}", warnings(&second));
+    first.up();
+    eventually("the first has it", || first.key("alone").exists());
+    eventually("a member has told", || warnings(&second).is_empty());
+    assert_eq!(json(&first, &["status"])["forks"], 0);
 }
 
 fn large(n: u32) -> Vec<u8> {

@@ -30,8 +30,10 @@ pub enum SubmitError {
     /// This node's role does not allow it.
     #[error("this node's role does not allow writing here; an admin can change that")]
     NotAllowed,
-    /// The store's file was lost, and no member has told yet what this node wrote before.
-    #[error("the store's file was lost here; nothing is written before a member has brought back what was in it")]
+    /// The store's file was lost or is an older copy, and what this node wrote before has not come back from a member yet.
+    #[error(
+        "the store's file was lost here, or is an older copy; nothing is written before a member has brought back what was in it"
+    )]
     Regaining,
     /// The operation is too large.
     #[error(transparent)]
@@ -51,9 +53,7 @@ impl Log {
         if !self.may_submit() {
             return Err(SubmitError::NotAllowed);
         }
-        if self.is_regaining() {
-            return Err(SubmitError::Regaining);
-        }
+        self.check_own()?;
         self.database.ready()?;
         self.with_head(|head| self.submit_locked(head, payload, origin))
     }

@@ -189,6 +189,22 @@ impl Replica {
         }
     }
 
+    /// Says whether a peer has more of this node's own chain than is here, when that is first known and when it changes.
+    pub(super) fn weigh_own(&mut self, store: StoreId, shelf: &dyn Shelf) {
+        let me = self.identity.me;
+        let claims = self.peers.values().filter_map(|peer| peer.claims.get(&store)?.get(&me));
+        let behind = claims.max().is_some_and(|claimed| {
+            let here = shelf.included(&store).and_then(|tips| tips.get(&me).map(|tip| tip.seq));
+            here.is_none_or(|here| here < *claimed)
+        });
+        let Some(state) = self.stores.get_mut(&store) else { return };
+        // What is held back for its stamp is not here yet, though it was pulled.
+        if state.own != Some(behind) && (behind || state.early.is_none()) {
+            state.own = Some(behind);
+            self.out.push(Output::Own { store, behind });
+        }
+    }
+
     fn drop_claims(&mut self, store: &StoreId) {
         for peer in self.peers.values_mut() {
             peer.claims.remove(store);
@@ -210,6 +226,7 @@ impl Replica {
                 peer.next_reconcile = peer.next_reconcile.min(now.after(limits::RECONCILE_SOON));
             }
         }
+        self.weigh_own(store, shelf);
         self.plan(store, now, shelf);
         if let Some(state) = self.stores.get_mut(&store)
             && state.pull.is_none()

@@ -110,6 +110,9 @@ impl Replica {
                 }
                 for (author, seq, _) in tips {
                     self.claim(&by, store, author, seq);
+                    if author == self.identity.me {
+                        self.weigh_own(store, shelf);
+                    }
                 }
                 self.plan(store, now, shelf);
             }

@@ -104,7 +104,8 @@ fn sent(outputs: &[Output]) -> Vec<(NodeId, Message)> {
         | Output::Unsubscribe(_)
         | Output::Broadcast { .. }
         | Output::Ingest(_)
-        | Output::Retry(_) => None,
+        | Output::Retry(_)
+        | Output::Own { .. } => None,
     });
     frames.collect()
 }
