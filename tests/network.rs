@@ -87,16 +87,18 @@ impl Station {
     /// The next event that `pick` takes; others are passed over.
     async fn until<T>(&mut self, what: &str, mut pick: impl FnMut(Event) -> Option<T>) -> T {
         let end = Instant::now() + PATIENCE;
+        let mut passed = Vec::new();
         loop {
             let left = end.saturating_duration_since(Instant::now());
             match timeout(left, self.network.events.recv()).await {
                 Ok(Some(event)) => {
+                    passed.push(format!("{event:.200?}"));
                     if let Some(picked) = pick(event) {
                         return picked;
                     }
                 }
-                Ok(None) => panic!("the network ended while waiting for {what}"),
-                Err(_) => panic!("not within {PATIENCE:?}: {what}"),
+                Ok(None) => panic!("the network ended while waiting for {what}, after {passed:?}"),
+                Err(_) => panic!("not within {PATIENCE:?}: {what}, after {passed:?}"),
             }
         }
     }

@@ -3,6 +3,7 @@
 //! A node dials only a peer that it has no link with, and a greeting says so. Hence a connection that greets is taken for
 //! newer than the link that stands (the peer was restarted or has moved) and takes its place. If two nodes dial each other at
 //! once, the dial of the one with the smaller id wins: the other gives up its own, and the first holds the other's back.
+//! The other's greeting may come only when the first one's link stands; greetings are counted, so it is known for the older.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -15,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use super::session::{self, Ended, Outgoing, Session};
+use super::session::{self, Ended, Greeting, Outgoing, Session};
 use super::{Shared, close, topics::Topics};
 use crate::clock::monotonic;
 use crate::ids::NodeId;
@@ -56,6 +57,8 @@ pub(super) enum Internal {
 struct Link {
     number: u64,
     connection: Connection,
+    /// What the peer said first on it.
+    greeting: Greeting,
     outgoing: Outgoing,
 }
 
@@ -269,6 +272,10 @@ impl Hub {
             }
             return;
         }
+        if peer.link.as_ref().is_some_and(|link| session.greeting.is_before(&link.greeting)) {
+            session.connection.close(close::DUPLICATE.into(), b"another connection is in use");
+            return;
+        }
         peer.stop_dial();
         self.establish(session);
     }
@@ -326,7 +333,7 @@ impl Hub {
         let id = session.peer;
         self.counter += 1;
         let number = self.counter;
-        let connection = session.connection.clone();
+        let (connection, greeting) = (session.connection.clone(), session.greeting.clone());
         let mut fresh: Vec<_> = session::direct_address(&connection).into_iter().collect();
         fresh.extend(session.greeting.addresses.iter().take(8));
         self.shared.book.learn(id, &fresh);
@@ -357,7 +364,7 @@ impl Hub {
         self.shared.links.send_modify(|links| {
             links.insert(id, connection.clone());
         });
-        peer.link = Some(Link { number, connection, outgoing });
+        peer.link = Some(Link { number, connection, greeting, outgoing });
         self.topics.join(id);
     }
 

@@ -14,6 +14,7 @@ mod topics;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -151,12 +152,17 @@ struct Shared {
     hub: Arc<Switch>,
     /// Whether an id without an address may still be found.
     can_look_up: bool,
+    /// Tells the greetings of this run from those of others, and counts them.
+    run: u64,
+    greetings: AtomicU64,
 }
 
 impl Shared {
     fn greeting(&self) -> Greeting {
         Greeting {
             addresses: self.mine.lock().unwrap_or_else(PoisonError::into_inner).iter().take(8).copied().collect(),
+            run: self.run,
+            number: self.greetings.fetch_add(1, Ordering::Relaxed),
         }
     }
 
@@ -211,6 +217,8 @@ impl Node {
             mine: Mutex::default(),
             hub,
             can_look_up: options.dns,
+            run: rand::random(),
+            greetings: AtomicU64::new(0),
         });
         match endpoint.address_lookup() {
             Ok(lookup) => lookup.add(shared.book.lookup()),

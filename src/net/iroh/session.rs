@@ -39,10 +39,21 @@ const WRITE: usize = 64 * 1024;
 const QUEUE: usize = 64 * 1024 * 1024;
 
 /// What each end says first.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Greeting {
     /// Where the sender can be reached, as far as it knows.
     pub(super) addresses: Vec<SocketAddr>,
+    /// Drawn when the sender started.
+    pub(super) run: u64,
+    /// Counts the sender's greetings.
+    pub(super) number: u64,
+}
+
+impl Greeting {
+    /// Whether its sender made it before `other`: it may come later, over another connection.
+    pub(super) const fn is_before(&self, other: &Self) -> bool {
+        self.run == other.run && self.number < other.number
+    }
 }
 
 /// A connection whose streams stand.
