@@ -238,6 +238,9 @@ impl Daemon {
                     ));
                 }
             }
+            if let Some(ended) = mesh.ended() {
+                warnings.push(ended);
+            }
             if mesh.is_unconfirmed() {
                 warnings.push(
                     "no member has told since the start how far this node's own writes go there; if the data directory was \
@@ -404,6 +407,14 @@ impl Host for Daemon {
 
     async fn invite(&self, role: Role, expires: Duration, uses: u32) -> Result<String, Failure> {
         self.mesh()?.invite(role, expires, uses).await.map_err(failure)
+    }
+
+    async fn revoke(&self, node: NodeId) -> Result<(), Failure> {
+        self.mesh()?.revoke(node).await.map_err(failure)
+    }
+
+    async fn set_role(&self, node: NodeId, role: Role) -> Result<(), Failure> {
+        self.mesh()?.set_role(node, role).await.map_err(failure)
     }
 
     async fn create_store(&self, name: String, kind: String) -> Result<(), Failure> {

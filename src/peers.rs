@@ -17,8 +17,10 @@ pub struct Peer {
     pub role: Role,
     /// Whether it is this node.
     pub me: bool,
-    /// Whether it has left the mesh.
+    /// Whether it is a member no more.
     pub left: bool,
+    /// Whether others ended its membership.
+    pub removed: bool,
     /// Whether a sync connection with it is up.
     pub online: bool,
     /// Where it was last reached.

@@ -94,7 +94,7 @@ impl lattice::blobs::Payloads for NoBlobs {
 impl Node {
     fn new(n: u8) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let member = |n: u8| (id(n), Member { name: format!("n{n}"), role: Role::Writer, left: false });
+        let member = |n: u8| (id(n), Member::new(format!("n{n}"), Role::Writer));
         let parts = Parts {
             store: HOME,
             key: key(n),

@@ -136,7 +136,7 @@ fn a_machine_that_another_test_starts() {
     runtime.block_on(async {
         let options = Options { listen: SocketAddr::from(([0, 0, 0, 0], PORT)), ..Options::default() };
         let node = Node::bind(&key(host), &options, vec![]).await.unwrap();
-        let member = |host: &u8| (id(*host), Member { name: host.to_string(), role: Role::Writer, left: false });
+        let member = |host: &u8| (id(*host), Member::new(host.to_string(), Role::Writer));
         let membership = Membership { members: MESH.iter().map(member).collect::<BTreeMap<_, _>>() };
         node.admit(Some(SharedMembership::new(ArcSwap::from_pointee(membership))));
         let mut network = node.network();

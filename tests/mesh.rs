@@ -169,3 +169,48 @@ fn a_line_appended_in_a_room_is_read_by_the_others_as_it_was_meant() {
         "the room is listed once"
     );
 }
+
+#[test]
+fn a_revoked_node_is_cut_off_and_gets_nothing_new_also_when_it_comes_back() {
+    let net = Net::new(3);
+    let nodes = mesh(&net, 3);
+    let peer = |of: &Node<'_>, name: &str| -> serde_json::Value {
+        let peers: Vec<serde_json::Value> = serde_json::from_str(&of.lattice(&["peers", "--json"])).unwrap();
+        peers.into_iter().find(|peer| peer["name"] == name).unwrap()
+    };
+    let own: Vec<serde_json::Value> = serde_json::from_str(&nodes[2].lattice(&["peers", "--json"])).unwrap();
+    let gone = own.into_iter().find(|peer| peer["me"] == true).unwrap()["name"].as_str().unwrap().to_owned();
+    fs::write(nodes[2].key("kept"), "kept").unwrap();
+    for node in &nodes {
+        eventually("what it wrote before is everywhere", || node.key("kept").exists());
+    }
+
+    nodes[0].lattice(&["mesh", "revoke", &gone, "--yes"]);
+    for node in &nodes[..2] {
+        eventually("the others know", || peer(node, &gone)["removed"] == true);
+        eventually("its connections are closed", || peer(node, &gone)["online"] == false);
+    }
+    fs::write(nodes[0].key("secret"), "secret").unwrap();
+    eventually("the members have it", || nodes[1].key("secret").exists());
+    // It may not know yet, and write on: nothing of it counts.
+    drop(fs::write(nodes[2].key("late"), "late"));
+    nodes[2].lattice(&["down"]);
+    nodes[2].up();
+    drop(fs::write(nodes[2].key("later"), "later"));
+    // A round between the members shows that time has passed.
+    fs::write(nodes[1].key("again"), "again").unwrap();
+    eventually("the members go on", || nodes[0].key("again").exists());
+    for node in &nodes[..2] {
+        assert!(node.key("kept").exists(), "what it wrote before stays");
+        assert!(!node.key("late").exists() && !node.key("later").exists(), "what it wrote afterwards counts");
+        assert_eq!(peer(node, &gone)["online"], false);
+    }
+    assert!(!nodes[2].key("secret").exists() && !nodes[2].key("again").exists(), "it got something new");
+
+    nodes[0].lattice(&["mesh", "role", &gone, "writer"]);
+    eventually("it is in again", || nodes[2].key("secret").exists());
+    for node in &nodes[..2] {
+        eventually("what it wrote counts again", || node.key("late").exists() || !nodes[2].key("late").exists());
+    }
+    same_everywhere(&nodes);
+}

@@ -36,7 +36,7 @@ fn id(seed: u8) -> NodeId {
 }
 
 fn members(seeds: &[u8]) -> Membership {
-    let member = |seed: &u8| (id(*seed), Member { name: format!("n{seed}"), role: Role::Writer, left: false });
+    let member = |seed: &u8| (id(*seed), Member::new(format!("n{seed}"), Role::Writer));
     Membership { members: seeds.iter().map(member).collect::<BTreeMap<_, _>>() }
 }
 

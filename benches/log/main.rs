@@ -30,7 +30,7 @@ const FRAME: usize = 1_024;
 fn open(path: &Path, n: u8) -> Log {
     let keys = [1, 2].map(|n| SigningKey::from_bytes(&[n; 32]));
     let members = keys.iter().enumerate().map(|(n, key)| {
-        let member = Member { name: n.to_string(), role: Role::Writer, left: false };
+        let member = Member::new(n.to_string(), Role::Writer);
         (NodeId(key.verifying_key().to_bytes()), member)
     });
     let machine: Arc<dyn StateMachine> = Arc::new(Machine);

@@ -93,6 +93,12 @@ pub trait Host: Send + Sync + 'static {
     /// Makes an invite for `uses` nodes and gives its token.
     async fn invite(&self, role: Role, expires: Duration, uses: u32) -> Result<String, Failure>;
 
+    /// Ends a node's membership. Returns when that is durable here.
+    async fn revoke(&self, node: NodeId) -> Result<(), Failure>;
+
+    /// Gives a member another role. Returns when that is durable here.
+    async fn set_role(&self, node: NodeId, role: Role) -> Result<(), Failure>;
+
     /// Declares a store; returns when it is open here.
     async fn create_store(&self, name: String, kind: String) -> Result<(), Failure>;
 

@@ -11,7 +11,7 @@ use super::failure::{Failure, Kind};
 use super::host::{Host, Progress};
 use super::wire::{
     InitReply, InitRequest, InviteReply, InviteRequest, JoinProgress, JoinRequest, LeaveReply, LeaveRequest, MeshInfo,
-    Peer, PeersReply, PeersRequest, mesh_server::Mesh,
+    Peer, PeersReply, PeersRequest, RevokeReply, RevokeRequest, SetRoleReply, SetRoleRequest, mesh_server::Mesh,
 };
 use crate::peers;
 
@@ -54,6 +54,30 @@ fn described(peer: peers::Peer) -> Peer {
         last_seen: peer.last_seen.map(|seen| seen.0),
         lag: peer.lag,
         version: peer.version,
+        removed: peer.removed,
+    }
+}
+
+impl Service {
+    /// The one member of this name, or whose id begins so.
+    fn member(&self, text: &str) -> Result<peers::Peer, Failure> {
+        if self.host.in_mesh().is_none() {
+            return Err(no_mesh());
+        }
+        let all = self.host.peers();
+        if let Some(named) = all.iter().find(|peer| peer.name == text) {
+            return Ok(named.clone());
+        }
+        let mut found = all.into_iter().filter(|peer| text.len() >= 4 && peer.id.to_string().starts_with(text));
+        match (found.next(), found.next()) {
+            (Some(peer), None) => Ok(peer),
+            (Some(_), Some(_)) => {
+                Err(Failure::refused(format!("several members' ids begin with '{text}'")).hint("give more of the id"))
+            }
+            (None, _) => {
+                Err(Failure::not_found(format!("there is no member '{text}'")).hint("`lattice peers` lists them"))
+            }
+        }
     }
 }
 
@@ -105,6 +129,20 @@ impl Mesh for Service {
             replies.send(last).await.ok();
         });
         Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn revoke(&self, request: Request<RevokeRequest>) -> Result<Response<RevokeReply>, Status> {
+        let node = self.member(&request.into_inner().node)?;
+        self.host.revoke(node.id).await?;
+        Ok(Response::new(RevokeReply { name: node.name }))
+    }
+
+    async fn set_role(&self, request: Request<SetRoleRequest>) -> Result<Response<SetRoleReply>, Status> {
+        let SetRoleRequest { node, role } = request.into_inner();
+        let role = role.parse().map_err(|error: String| Failure::new(Kind::Usage, error))?;
+        let node = self.member(&node)?;
+        self.host.set_role(node.id, role).await?;
+        Ok(Response::new(SetRoleReply { name: node.name }))
     }
 
     async fn leave(&self, _: Request<LeaveRequest>) -> Result<Response<LeaveReply>, Status> {

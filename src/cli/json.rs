@@ -51,7 +51,7 @@ pub(super) fn status(status: &wire::StatusReply) -> Value {
 
 pub(super) fn peer(peer: &wire::Peer) -> Value {
     json!({
-        "id": hex(&peer.id), "name": peer.name, "role": peer.role, "me": peer.me, "left": peer.left,
+        "id": hex(&peer.id), "name": peer.name, "role": peer.role, "me": peer.me, "left": peer.left, "removed": peer.removed,
         "online": peer.online, "address": peer.address, "rtt_us": peer.rtt,
         "last_seen": peer.last_seen.map(utc), "lag": peer.lag, "version": peer.version,
     })

@@ -9,7 +9,10 @@ use super::ask::confirmed;
 use super::output::{escaped, short};
 use super::progress::Progress;
 use super::{Context, Ended, json};
-use crate::api::wire::{InitRequest, InviteRequest, JoinRequest, LeaveRequest, MeshInfo, PeersRequest, StatusRequest};
+use crate::api::wire::{
+    InitRequest, InviteRequest, JoinRequest, LeaveRequest, MeshInfo, PeersRequest, RevokeRequest, SetRoleRequest,
+    StatusRequest,
+};
 use crate::api::{Client, Failure};
 
 /// How often it is asked how far the first sync is.
@@ -21,6 +24,8 @@ pub(super) enum Mesh {
     Init(Init),
     Invite(Invite),
     Join(Join),
+    Revoke(Revoke),
+    Role(SetRole),
     Leave(Leave),
     Status(Status),
 }
@@ -84,6 +89,43 @@ pub(super) struct Join {
     wait: bool,
 }
 
+const REVOKE: &str = "\
+Examples:
+  lattice mesh revoke bob
+  lattice mesh revoke 3f2a91c0 --yes     without asking
+
+Asks first. For admins. What the node wrote and this one has, stays; nothing it writes from now on counts anywhere. Its
+connections are closed, and it gets nothing new.";
+
+/// End another node's membership
+#[derive(Debug, Args)]
+#[command(after_help = REVOKE)]
+pub(super) struct Revoke {
+    /// The member: its name, or the start of its id
+    node: String,
+    /// Don't ask
+    #[arg(long, short)]
+    yes: bool,
+}
+
+const ROLE: &str = "\
+Examples:
+  lattice mesh role bob reader
+  lattice mesh role bob admin
+
+For admins. Readers only read; writers write to every store; admins also invite, remove, and declare stores. Of one that
+may no longer write, what this node has stays. A node that left or was removed is let in again by a role.";
+
+/// Give a member another role
+#[derive(Debug, Args)]
+#[command(after_help = ROLE)]
+pub(super) struct SetRole {
+    /// The member: its name, or the start of its id
+    node: String,
+    /// What it may do: reader, writer, or admin
+    role: String,
+}
+
 const LEAVE: &str = "\
 Examples:
   lattice mesh leave
@@ -117,6 +159,8 @@ impl Mesh {
             Self::Init(init) => init.run(context).await,
             Self::Invite(invite) => invite.run(context).await,
             Self::Join(join) => join.run(context).await,
+            Self::Revoke(revoke) => revoke.run(context).await,
+            Self::Role(role) => role.run(context).await,
             Self::Leave(leave) => leave.run(context).await,
             Self::Status(status) => status.run(context).await,
         }
@@ -206,6 +250,30 @@ async fn first_sync(context: &Context, progress: &mut Progress) -> Result<(), Fa
         };
         progress.say(&doing, &how_far);
         tokio::time::sleep(POLL).await;
+    }
+}
+
+impl Revoke {
+    async fn run(self, context: &Context) -> Ended {
+        let Self { node, yes } = self;
+        let what = format!(
+            "{} is removed from the mesh: nothing that it writes from now on counts, and it gets nothing new.",
+            escaped(node.as_bytes())
+        );
+        confirmed(context, yes, &what, "Remove it?")?;
+        let name = context.client().await?.mesh().revoke(RevokeRequest { node }).await?.into_inner().name;
+        context.output.either(&json!({"removed": name}), format!("removed {}", escaped(name.as_bytes())))
+    }
+}
+
+impl SetRole {
+    async fn run(self, context: &Context) -> Ended {
+        let Self { node, role } = self;
+        let request = SetRoleRequest { node, role: role.clone() };
+        let name = context.client().await?.mesh().set_role(request).await?.into_inner().name;
+        context
+            .output
+            .either(&json!({"name": name, "role": role}), format!("{} is now {role}", escaped(name.as_bytes())))
     }
 }
 

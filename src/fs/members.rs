@@ -49,6 +49,8 @@ fn line(peer: &Peer, file: &[u8]) -> Option<String> {
 const fn status(peer: &Peer) -> &'static str {
     if peer.me {
         "this node"
+    } else if peer.removed {
+        "removed"
     } else if peer.left {
         "left"
     } else if peer.online {

@@ -18,7 +18,7 @@ use self::addresses::Addresses;
 pub use self::founding::{Founded, join, new};
 use crate::blobs::{BlobError, Blobs};
 use crate::clock::Clock;
-use crate::ids::{MeshId, StoreId};
+use crate::ids::{MeshId, NodeId, StoreId};
 use crate::net::iroh::Node;
 use crate::net::join::JoinError;
 use crate::net::link::Command;
@@ -28,7 +28,7 @@ use crate::replication::database::DatabaseError;
 use crate::replication::driver::{Driver, Host};
 use crate::replication::limits;
 use crate::replication::log::{Durable, Event, Log, Origin};
-use crate::replication::membership::{Membership, Role};
+use crate::replication::membership::{Cut, Membership, Role};
 use crate::replication::replica::{Identity, Snapshot};
 use crate::replication::shelf::Logs;
 use crate::stores::root::{self, GenesisError, Op, RootError};
@@ -326,6 +326,50 @@ impl Mesh {
         Ok(Ticket { mesh: self.id, secret, hosts, relays: self.node.relays() }.to_string())
     }
 
+    /// How far this node has another's entries, in each store.
+    fn cut(&self, node: &NodeId) -> Result<Cut, DatabaseError> {
+        let mut cut = Cut::new();
+        for log in self.registry.logs() {
+            let view = log.database().view()?;
+            cut.extend(log.tip(&view, node)?.map(|tip| (log.store(), (tip.seq, tip.hash))));
+        }
+        Ok(cut)
+    }
+
+    /// Ends a node's membership: what this node has of its entries stays, and nothing else of it counts. Returns when that is
+    /// durable here.
+    ///
+    /// # Errors
+    /// If this node is no admin, there is no such member, or the disk fails.
+    pub async fn revoke(self: &Arc<Self>, node: NodeId) -> Result<(), MeshError> {
+        let cut = self.cut(&node)?;
+        self.submit("remove members", Op::Revoke { node, cut, salt: rand::random() }).await
+    }
+
+    /// Gives a member another role, or lets one in again that is none any more. Returns when that is durable here.
+    ///
+    /// # Errors
+    /// If this node is no admin, there is no such member, or the disk fails.
+    pub async fn set_role(self: &Arc<Self>, node: NodeId, role: Role) -> Result<(), MeshError> {
+        let op = match self.membership().members.get(&node) {
+            Some(member) if member.left => Op::AddMember { node, name: member.name.clone(), role },
+            Some(_) | None => Op::SetRole { node, role, cut: self.cut(&node)? },
+        };
+        self.submit("give roles", op).await
+    }
+
+    /// Says so if this node is a member no more.
+    #[must_use]
+    pub fn ended(&self) -> Option<String> {
+        let removed = self.membership().members.get(&self.node.id()).is_some_and(|member| member.removed);
+        if removed {
+            return Some(
+                "this node was removed from the mesh: nothing comes or goes, and it only reads what is here".to_owned(),
+            );
+        }
+        None
+    }
+
     /// This node, and the members whose addresses are known.
     fn contacts(&self) -> Vec<Contact> {
         let me = Contact { node: self.node.id(), addresses: self.node.addresses() };
@@ -504,6 +548,7 @@ impl Peers for Mesh {
                     role: member.role,
                     me: own,
                     left: member.left,
+                    removed: member.removed,
                     online: own || (status.online && reached.is_some()),
                     address: reached.as_ref().and_then(|link| link.address.clone()).or(status.address.clone()),
                     rtt: reached.and_then(|link| link.rtt).or(status.rtt),

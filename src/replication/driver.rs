@@ -88,6 +88,7 @@ impl Driver {
             commands: network.commands,
             pending: VecDeque::new(),
             workers: BTreeMap::new(),
+            topics: BTreeMap::new(),
             unsubscribed: BTreeSet::new(),
             inbox: inbox.clone(),
             publish,
@@ -213,6 +214,8 @@ struct Loop {
     commands: mpsc::Sender<Command>,
     pending: VecDeque<Command>,
     workers: BTreeMap<StoreId, Worker>,
+    /// The topics that this node takes part in.
+    topics: BTreeMap<StoreId, [u8; 32]>,
     /// Stores whose topic could not be told yet.
     unsubscribed: BTreeSet<StoreId>,
     inbox: mpsc::UnboundedSender<Inbox>,
@@ -352,6 +355,7 @@ impl Loop {
             Output::Subscribe(store) => self.subscribe(store),
             Output::Unsubscribe(store) => {
                 self.unsubscribed.remove(&store);
+                self.topics.remove(&store);
                 self.workers.remove(&store);
                 self.pending.push_back(Command::Unsubscribe { store });
             }
@@ -367,6 +371,7 @@ impl Loop {
                 }
             }
             Output::Retry(store) => {
+                self.follow_salt();
                 self.job(&store, Job::Retry);
             }
             Output::Own { store, behind } => {
@@ -383,9 +388,23 @@ impl Loop {
         drop(self.inbox.send(Inbox::Ingested(report)));
     }
 
+    /// Moves to the topics of a new salt: that of a mesh changes when a member is removed.
+    fn follow_salt(&mut self) {
+        let moved =
+            self.topics.iter().filter(|(store, topic)| self.host.topic(store).is_some_and(|now| now != **topic));
+        let moved: Vec<_> = moved.map(|(store, _)| *store).collect();
+        for store in moved {
+            self.pending.push_back(Command::Unsubscribe { store });
+            self.subscribe(store);
+        }
+    }
+
     fn subscribe(&mut self, store: StoreId) {
         match self.host.topic(&store) {
-            Some(topic) => self.pending.push_back(Command::Subscribe { store, topic }),
+            Some(topic) => {
+                self.topics.insert(store, topic);
+                self.pending.push_back(Command::Subscribe { store, topic });
+            }
             None => drop(self.unsubscribed.insert(store)),
         }
     }
@@ -394,10 +413,6 @@ impl Loop {
     fn job(&mut self, store: &StoreId, job: Job) -> bool {
         let Some(log) = self.host.log(store) else { return false };
         if self.workers.get(store).is_none_or(|worker| !Arc::ptr_eq(&worker.log, &log)) {
-            if matches!(job, Job::Retry) {
-                // Nothing waits where nothing ever came.
-                return true;
-            }
             match Worker::start(log, self.inbox.clone()) {
                 Ok(worker) => drop(self.workers.insert(*store, worker)),
                 Err(error) => {

@@ -133,6 +133,15 @@ impl Header {
         Ok(Self { store, author, seq, prev, deps, hlc, payload_len, payload_hash })
     }
 
+    /// Reads a header that its signature follows: what a proof of a fork is made of. The signature is not checked.
+    ///
+    /// # Errors
+    /// What is wrong with the bytes.
+    pub fn decode_signed(part: &[u8]) -> Result<Self, Malformed> {
+        let length = part.len().checked_sub(SIGNATURE).ok_or(Malformed::Length { want: SIGNATURE, got: part.len() })?;
+        Self::decode(&part[..length])
+    }
+
     /// `prev` and `deps`: everything that must be included before this entry.
     pub fn parents(&self) -> impl Iterator<Item = Hash> + '_ {
         self.prev.into_iter().chain(self.deps.iter().copied())
@@ -147,6 +156,29 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
     let (head, tail) = rest.split_first_chunk::<N>()?;
     *rest = tail;
     Some(*head)
+}
+
+/// Two signed headers of one author: each its bytes and, after them, its signature.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fork {
+    /// One.
+    pub one: Bytes,
+    /// The other.
+    pub other: Bytes,
+}
+
+impl Fork {
+    /// Of two entries.
+    #[must_use]
+    pub fn of(one: &Entry, other: &Entry) -> Self {
+        Self { one: one.signed_header(), other: other.signed_header() }
+    }
+
+    /// Whether both are signed by the authors that they name.
+    #[must_use]
+    pub fn is_signed(&self) -> bool {
+        super::verify::verify_headers(&[&self.one, &self.other])
+    }
 }
 
 /// An entry: the bytes that were signed, kept as they are, and what they say. Cheap to clone.
@@ -238,6 +270,12 @@ impl Entry {
     #[must_use]
     pub fn header_bytes(&self) -> &[u8] {
         &self.bytes[2..2 + self.header_len]
+    }
+
+    /// The header's bytes and, after them, the signature: they prove themselves without the payload.
+    #[must_use]
+    pub fn signed_header(&self) -> Bytes {
+        self.bytes.slice(2..2 + self.header_len + SIGNATURE)
     }
 
     /// The author's signature.

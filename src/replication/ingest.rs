@@ -55,6 +55,8 @@ pub struct Report {
     pub orphaned: usize,
     /// All entries of the store that wait for a missing one.
     pub waiting: usize,
+    /// Some of the entries that they wait for.
+    pub missing: Vec<Hash>,
     /// When the first of those that are stamped too far ahead is due.
     pub early: Option<Millis>,
     /// Whether the store takes no writes. It was logged.
@@ -64,11 +66,11 @@ pub struct Report {
 impl Report {
     /// Of a batch that was not taken at all.
     #[must_use]
-    pub const fn failed(store: StoreId, peer: Option<NodeId>, pull: Option<u64>) -> Self {
+    pub fn failed(store: StoreId, peer: Option<NodeId>, pull: Option<u64>) -> Self {
         Self { failed: true, ..Self::empty(store, peer, pull) }
     }
 
-    const fn empty(store: StoreId, peer: Option<NodeId>, pull: Option<u64>) -> Self {
+    fn empty(store: StoreId, peer: Option<NodeId>, pull: Option<u64>) -> Self {
         Self {
             store,
             peer,
@@ -79,6 +81,7 @@ impl Report {
             faults: 0,
             orphaned: 0,
             waiting: 0,
+            missing: Vec::new(),
             early: None,
             failed: false,
         }
@@ -161,6 +164,8 @@ impl Ingest {
 
     fn finish(&self, mut report: Report) -> Report {
         report.waiting = self.waiting.len() - self.strangers.len() - self.early.len();
+        let missing = self.children.keys().filter(|hash| !self.waiting.contains_key(*hash));
+        report.missing = missing.take(limits::PULL_ITEMS).copied().collect();
         report.early = self.early.first().map(|(due, _)| *due);
         report
     }
@@ -210,7 +215,7 @@ impl Ingest {
     fn fault(&self, rejected: &Rejected, report: &mut Report) {
         match rejected {
             // A node that knows the root store better or worse may send these in good faith.
-            Rejected::NotAllowed(_) | Rejected::Fork { .. } => {
+            Rejected::Fork { .. } => {
                 tracing::warn!(target: "ingest", store = %report.store.short(), %rejected, "an entry does not count");
             }
             Rejected::Malformed(_)
@@ -234,6 +239,9 @@ impl Ingest {
         let membership = log.membership().load_full();
         if self.membership.as_ref().is_none_or(|known| !Arc::ptr_eq(known, &membership)) {
             self.membership = Some(membership);
+            if let Err(error) = log.align() {
+                tracing::error!(target: "ingest", store = %log.store(), %error, "the entries that count can't be told anew");
+            }
             hashes.extend(std::mem::take(&mut self.strangers));
         }
         while let Some((since, hash)) = self.by_age.first().copied() {
@@ -319,14 +327,16 @@ impl Ingest {
     ) {
         let (header, hash) = (candidate.entry.header(), candidate.entry.hash());
         match verdict {
-            Verdict::Included | Verdict::Duplicate => {
+            Verdict::Included | Verdict::Duplicate | Verdict::Excluded => {
                 if verdict == Verdict::Included {
                     report.included += 1;
                 } else {
                     report.duplicates += 1;
                 }
-                let included = self.included.entry(header.author).or_default();
-                *included = (*included).max(header.seq + 1);
+                if verdict != Verdict::Excluded {
+                    let included = self.included.entry(header.author).or_default();
+                    *included = (*included).max(header.seq + 1);
+                }
                 released.extend(self.children.remove(&hash).unwrap_or_default());
             }
             Verdict::Missing(missing) => {
@@ -347,7 +357,13 @@ impl Ingest {
                     self.early.insert((due, hash));
                 }
             }
-            Verdict::Rejected(rejected) => self.fault(&rejected, report),
+            Verdict::Rejected(rejected) => {
+                if let Rejected::Fork { .. } = rejected {
+                    // It is aside: what names it need not wait.
+                    released.extend(self.children.remove(&hash).unwrap_or_default());
+                }
+                self.fault(&rejected, report);
+            }
         }
     }
 }

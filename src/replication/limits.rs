@@ -58,6 +58,8 @@ pub const RECONCILE: Duration = Duration::from_secs(30);
 pub const RECONCILE_SOON: Duration = Duration::from_secs(2);
 /// How long a pull may stand still before another peer is asked.
 pub const PULL_STALLED: Duration = Duration::from_secs(5);
+/// Bytes of entries of one author that don't count and are kept aside, at most, per store.
+pub const ASIDE_BYTES: u64 = 32 * 1024 * 1024;
 /// How long the first writers after a start wait, at most, for a member to tell how far this node's own chain goes.
 pub const OWN_TOLD: Duration = Duration::from_secs(2);
 /// How long a writer waits, at most, for entries of this node itself that a member has and is sending.

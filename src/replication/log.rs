@@ -15,12 +15,15 @@
 //! | noops    | hash               | why the entry did nothing |
 //! | seen     | author, seq        | the past of that entry: author, seq, in the authors' order |
 //! | wanted   | blob's hash        | its size: named by an entry, not here yet |
+//! | aside    | author, seq, hash  | an entry that does not count, kept for inspection and for those that name it |
+//! | asides   | hash               | hlc, author, seq of an entry in `aside` |
 //! | forks    | author, seq        | an entry that has this place besides the included one: proof against its author |
 //!
 //! The local number counts inclusions on this node; it never leaves it. Integers are big-endian.
 //! Sixteen bytes of a hash are enough to find an entry (a chance match is told by the entry itself) and
 //! cost a third less to index than all 32.
 
+mod aside;
 mod head;
 mod inclusion;
 mod indexes;
@@ -65,6 +68,8 @@ const META: Table = "meta";
 pub(crate) const NOOPS: Table = "noops";
 const SEEN: Table = "seen";
 const WANTED: Table = "wanted";
+const ASIDE: Table = "aside";
+const ASIDES: Table = "asides";
 const FORKS: Table = "forks";
 
 /// Events kept for a slow subscriber before it is told that it lagged.
@@ -94,6 +99,8 @@ pub struct Event {
     pub origin: Origin,
     /// What changed.
     pub effects: Effects,
+    /// Whether the entry ceased to count.
+    pub excluded: bool,
 }
 
 /// A store's log. See the module.
@@ -190,15 +197,17 @@ impl Log {
     fn check(&self) -> Result<()> {
         let view = self.database.view()?;
         let count = Self::head(&view)?.next;
+        let gaps = view.get(META, aside::EXCLUDED)?.is_some();
         let mut last = None;
         view.scan(ENTRIES, (Bound::Unbounded, Bound::Unbounded), true, &mut |key, _| {
             last = number(key);
             Flow::Break(())
         })?;
-        if last.map_or(0, |last| last + 1) != count {
-            return Err(self.damaged(&format!("{count} entries are counted, the last has the number {last:?}")));
+        let end = last.map_or(0, |last| last + 1);
+        if end > count || (end < count && !gaps) {
+            return Err(self.damaged(&format!("the next entry has the number {count}, the last {last:?}")));
         }
-        if count > 0 {
+        if count > 0 && !gaps {
             let first = self.entry_in(&view, &0u64.to_be_bytes())?;
             if first.header().store != self.store && first.hash().0 != self.store.0 {
                 return Err(self.damaged(&format!("it is the file of another store, {}", first.header().store)));

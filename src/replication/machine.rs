@@ -24,6 +24,15 @@ pub trait StateMachine: Send + Sync + 'static {
     /// # Errors
     /// Only if the state can't be read.
     fn apply(&self, txn: &mut Txn<'_>, entry: &Entry) -> Result<Effects>;
+
+    /// Takes back what an entry did, which counts no more: the state is then what it would be had the entry never come.
+    /// `None` if that can't be done for one entry: the log derives the state anew.
+    ///
+    /// # Errors
+    /// Only if the state can't be read.
+    fn exclude(&self, _txn: &mut Txn<'_>, _entry: &Entry) -> Result<Option<Effects>> {
+        Ok(None)
+    }
 }
 
 /// What an entry did.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::NodeId;
+use crate::ids::{Hash, NodeId, StoreId};
 
 /// What a member may do. Each role may do what the ones before it may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -49,6 +49,10 @@ impl std::fmt::Display for Role {
     }
 }
 
+/// How far a node's entries count: in each store up to this one of its chain, by number and hash, and in a store that is
+/// not named not at all.
+pub type Cut = BTreeMap<StoreId, (u64, Hash)>;
+
 /// A node that is or was a member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
@@ -56,8 +60,30 @@ pub struct Member {
     pub name: String,
     /// What it may do.
     pub role: Role,
-    /// Whether it has left. What it wrote before stays.
+    /// Whether it is a member no more: it left, or was removed.
     pub left: bool,
+    /// Whether others ended its membership.
+    pub removed: bool,
+    /// How far its entries count; `None`: all of them do.
+    pub cut: Option<Cut>,
+}
+
+impl Member {
+    /// A present member.
+    #[must_use]
+    pub fn new(name: impl Into<String>, role: Role) -> Self {
+        let cut = (role < Role::Writer).then(Cut::new);
+        Self { name: name.into(), role, left: false, removed: false, cut }
+    }
+
+    /// Whether the entry of this number and hash in its chain in `store` counts, as far as that can be told before the cut's
+    /// own entry is here: of two chains that lead to the cut's number, one leads to its hash.
+    #[must_use]
+    pub fn counts(&self, store: &StoreId, seq: u64, hash: &Hash) -> bool {
+        self.cut
+            .as_ref()
+            .is_none_or(|cut| cut.get(store).is_some_and(|(last, tip)| seq < *last || (seq == *last && hash == tip)))
+    }
 }
 
 /// The members, present and past.
@@ -68,7 +94,7 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Whether the node is or was a member: whether its entries can count at all.
+    /// Whether the node is or was a member, or was let in by mistake: whether it is known what of it counts.
     #[must_use]
     pub fn knows(&self, node: &NodeId) -> bool {
         self.members.contains_key(node)
@@ -80,10 +106,17 @@ impl Membership {
         self.members.get(node).is_some_and(|member| !member.left)
     }
 
-    /// Whether entries by the node count in stores other than the root store.
+    /// Whether the node may write now, to stores other than the root store.
     #[must_use]
     pub fn may_write(&self, node: &NodeId) -> bool {
-        self.members.get(node).is_some_and(|member| member.role >= Role::Writer)
+        self.members.get(node).is_some_and(|member| !member.left && member.role >= Role::Writer)
+    }
+
+    /// How far a node's entries count in a store: `None` if all do.
+    #[must_use]
+    pub fn cut(&self, node: &NodeId, store: &StoreId) -> Option<Option<(u64, Hash)>> {
+        let cut = self.members.get(node)?.cut.as_ref()?;
+        Some(cut.get(store).copied())
     }
 
     /// The role of a present member.

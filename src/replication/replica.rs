@@ -214,6 +214,9 @@ struct Store {
     /// Whether all that some peer claimed has been here.
     settled: bool,
     waiting: usize,
+    /// Some of what they wait for, and what of it was asked for by tips.
+    missing: Vec<Hash>,
+    sought: Vec<Hash>,
     failed: bool,
     /// Whether peers have told of entries of this node that are not here; `None` before the first has told.
     own: Option<bool>,

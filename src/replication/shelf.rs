@@ -62,7 +62,7 @@ impl Shelf for LogShelf<'_> {
     }
 
     fn entry(&self, store: &StoreId, hash: &Hash) -> Option<Entry> {
-        self.durable(store, |log, view| log.get(view, hash)).flatten()
+        self.durable(store, |log, view| log.kept(view, hash)).flatten()
     }
 
     fn items(&self, store: &StoreId) -> Vec<(Hlc, Hash)> {

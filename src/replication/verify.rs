@@ -3,7 +3,7 @@
 
 use ed25519_zebra::{Signature, VerificationKeyBytes, batch};
 
-use super::entry::{Entry, signed_message};
+use super::entry::{Entry, Header, signed_message};
 
 const BATCH: usize = 256;
 const PARALLEL: usize = 128;
@@ -11,6 +11,20 @@ const PARALLEL: usize = 128;
 fn item(entry: &Entry) -> batch::Item {
     let key = VerificationKeyBytes::from(entry.header().author.0);
     batch::Item::from((key, Signature::from_bytes(&entry.signature()), &signed_message(&entry.hash())))
+}
+
+/// Whether each of these headers, which its signature follows, is signed by the author that it names.
+#[must_use]
+pub fn verify_headers(parts: &[&[u8]]) -> bool {
+    parts.iter().all(|part| {
+        let (Ok(header), Some((bytes, signature))) = (Header::decode_signed(part), part.split_last_chunk::<64>())
+        else {
+            return false;
+        };
+        let message = signed_message(&blake3::hash(bytes).into());
+        let key = VerificationKeyBytes::from(header.author.0);
+        batch::Item::from((key, Signature::from_bytes(signature), &message)).verify_single().is_ok()
+    })
 }
 
 fn verify_chunk(entries: &[Entry]) -> Vec<bool> {
@@ -53,7 +67,6 @@ mod tests {
     use super::*;
     use crate::clock::Hlc;
     use crate::ids::{Hash, NodeId, StoreId};
-    use crate::replication::entry::Header;
 
     fn entry(n: u64) -> Entry {
         let header = Header {

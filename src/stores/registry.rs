@@ -263,6 +263,8 @@ impl Registry {
             tracing::error!(target: "registry", store = %declared.name, %error, "can't be opened");
             format!("{error}; {}", error.hint())
         })?;
+        // What was decided just before a crash.
+        log.align().map_err(|error| error.to_string())?;
         let log = Arc::new(log);
         if let Some(outbox) = outbox {
             attach(&log, outbox);

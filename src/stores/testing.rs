@@ -59,7 +59,7 @@ pub(crate) fn node(n: u8) -> NodeId {
 
 /// Nodes 0 to 7 are writers.
 pub(crate) fn writers() -> SharedMembership {
-    let member = |n| (node(n), Member { name: format!("node{n}"), role: Role::Writer, left: false });
+    let member = |n| (node(n), Member::new(format!("node{n}"), Role::Writer));
     Arc::new(ArcSwap::from_pointee(Membership { members: (0..8).map(member).collect() }))
 }
 

@@ -212,6 +212,7 @@ impl World {
             role: Role::Writer,
             me,
             left: false,
+            removed: false,
             online: !me,
             address: None,
             rtt: (!me).then_some(Duration::from_micros(1500)),

@@ -103,7 +103,7 @@ impl redb::StorageBackend for Disk {
 struct Roster(SharedMembership);
 
 fn member(node: &NodeId) -> Member {
-    Member { name: node.short(), role: Role::Writer, left: false }
+    Member::new(node.short(), Role::Writer)
 }
 
 impl StateMachine for Roster {

@@ -38,7 +38,7 @@ fn node(n: u8) -> NodeId {
 }
 
 fn members(known: &[u8]) -> Membership {
-    let member = |n: &u8| (node(*n), Member { name: format!("n{n}"), role: Role::Writer, left: false });
+    let member = |n: &u8| (node(*n), Member::new(format!("n{n}"), Role::Writer));
     Membership { members: known.iter().map(member).collect() }
 }
 

@@ -14,6 +14,7 @@ use crate::replication::entry::Header;
 
 const COUNT: &[u8] = b"count";
 const SUM: &[u8] = b"sum";
+const NEXT: &[u8] = b"next";
 
 /// How many entries a store holds and the sum of their hashes: equal on two nodes iff (but for a chance of
 /// 2^-128) they hold the same entries.
@@ -35,12 +36,25 @@ impl Fingerprint {
             carry = total >> 8;
         }
     }
+
+    fn remove(&mut self, hash: &Hash) {
+        self.count = self.count.saturating_sub(1);
+        let mut borrow = 0i16;
+        for (sum, byte) in self.sum.iter_mut().zip(hash.0) {
+            let rest = i16::from(*sum) - i16::from(byte) - borrow;
+            *sum = rest.to_le_bytes()[0];
+            borrow = i16::from(rest < 0);
+        }
+    }
 }
 
 pub(super) struct Head {
+    /// The local number of the next entry: never given twice, though entries may be excluded.
     pub(super) next: u64,
     fingerprint: Fingerprint,
     pub(super) frontier: BTreeMap<Hash, Hlc>,
+    /// Whether an entry that is aside would count but for a parent that is missing, or may.
+    pub(super) held: bool,
     /// What of the frontier came and went since the last staged set.
     came: BTreeSet<Hash>,
     went: BTreeSet<Hash>,
@@ -59,6 +73,21 @@ impl Head {
         self.fingerprint.add(&hash);
     }
 
+    /// Takes back an entry. What it had hidden of the frontier is to be put back with [`Head::uncover`].
+    pub(super) fn remove(&mut self, hash: &Hash) {
+        self.fingerprint.remove(hash);
+        if self.frontier.remove(hash).is_some() && !self.came.remove(hash) {
+            self.went.insert(*hash);
+        }
+    }
+
+    /// Puts an entry into the frontier.
+    pub(super) fn uncover(&mut self, hash: Hash, hlc: Hlc) {
+        if self.frontier.insert(hash, hlc).is_none() && !self.went.remove(&hash) {
+            self.came.insert(hash);
+        }
+    }
+
     /// Writes what changed since the last staged set.
     pub(super) fn write(&mut self, txn: &mut Txn<'_>) {
         for hash in std::mem::take(&mut self.went) {
@@ -71,6 +100,7 @@ impl Head {
         }
         txn.put(META, COUNT, self.fingerprint.count.to_be_bytes());
         txn.put(META, SUM, self.fingerprint.sum);
+        txn.put(META, NEXT, self.next.to_be_bytes());
     }
 }
 
@@ -89,7 +119,12 @@ impl Log {
         if broken || frontier.is_empty() != (fingerprint.count == 0) {
             return Err(view.damaged("its frontier does not read back"));
         }
-        Ok(Head { next: fingerprint.count, fingerprint, frontier, came: BTreeSet::new(), went: BTreeSet::new() })
+        let next = view
+            .get(META, NEXT)?
+            .as_deref()
+            .map_or(Some(0), number)
+            .ok_or_else(|| view.damaged("its counters do not read back"))?;
+        Ok(Head { next, held: true, fingerprint, frontier, came: BTreeSet::new(), went: BTreeSet::new() })
     }
 
     /// Does `work` with the head. If that fails half-way, the head may be ahead of what was staged: it is dropped, and

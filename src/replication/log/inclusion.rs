@@ -140,6 +140,11 @@ impl Log {
             }
             if let Verdict::Rejected(Rejected::Fork { .. }) = verdict {
                 txn.put(FORKS, chain_key(&entry.header().author, entry.header().seq), &entry.bytes()[..]);
+                self.put_aside(&mut txn, entry)?;
+                proofs = true;
+            }
+            if verdict == Verdict::Excluded {
+                self.put_aside(&mut txn, entry)?;
                 proofs = true;
             }
             verdicts.push(verdict);
@@ -147,16 +152,22 @@ impl Log {
         head.write(&mut txn);
         let writes = txn.finish();
         drop(view);
-        if proofs || !included.is_empty() {
+        let any = !included.is_empty();
+        if proofs || any {
             self.finish(writes, included, origin)?;
+        }
+        // The other branch of a fork, the rest of the one that counts, or a parent of one that is aside may be here now.
+        if proofs || (any && head.held) {
+            self.align_locked(head)?;
         }
         Ok(verdicts)
     }
 
-    fn append(&self, txn: &mut Txn<'_>, head: &mut Head, entry: &Entry) -> Result<Effects> {
+    pub(super) fn append(&self, txn: &mut Txn<'_>, head: &mut Head, entry: &Entry) -> Result<Effects> {
         let header = entry.header();
         let hash = entry.hash();
         let local = head.next.to_be_bytes();
+        self.take_from_aside(txn, entry)?;
         txn.put(ENTRIES, local, &entry.bytes()[..]);
         txn.put(HASHES, &hash.0[..16], [local, header.hlc.0.to_be_bytes()].concat());
         txn.put(CHAINS, chain_key(&header.author, header.seq), local);

@@ -79,9 +79,21 @@ impl Log {
     /// # Errors
     /// If the file can't be read.
     pub fn get(&self, view: &View<'_>, hash: &Hash) -> Result<Option<Entry>> {
-        let Some(row) = view.get(HASHES, &hash.0[..16])? else { return Ok(None) };
-        let entry = self.entry_in(view, &row[..8.min(row.len())])?;
+        self.get_in(view, hash)
+    }
+
+    pub(super) fn get_in(&self, read: &impl Read, hash: &Hash) -> Result<Option<Entry>> {
+        let Some(row) = read.get(HASHES, &hash.0[..16])? else { return Ok(None) };
+        let entry = self.entry_in(read, &row[..8.min(row.len())])?;
         Ok((entry.hash() == *hash).then_some(entry))
+    }
+
+    /// The last entry of an author's chain.
+    ///
+    /// # Errors
+    /// If the file can't be read.
+    pub fn tip(&self, view: &View<'_>, author: &NodeId) -> Result<Option<Tip>> {
+        self.tip_in(view, author)
     }
 
     /// The last entry of each author's chain.

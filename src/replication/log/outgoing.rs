@@ -60,9 +60,13 @@ impl Log {
         outgoing.waiting.extend(included.iter().map(|(entry, _)| (staged, entry.clone(), origin)));
         drop(outgoing);
         for (entry, effects) in included {
-            // Nobody listening is no failure.
-            drop(self.events.send(Arc::new(Event { store: self.store, entry, origin, effects })));
+            self.tell(entry, origin, effects, false);
         }
         Ok(staged)
+    }
+
+    pub(super) fn tell(&self, entry: Entry, origin: Origin, effects: Effects, excluded: bool) {
+        // Nobody listening is no failure.
+        drop(self.events.send(Arc::new(Event { store: self.store, entry, origin, effects, excluded })));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::ops::Bound;
 
+use super::indexes::number;
 use super::{ENTRIES, Log, META, NOOPS};
 use crate::ids::Hash;
 use crate::replication::database::{Flow, Read, Result, Table};
@@ -18,20 +19,22 @@ impl Log {
     /// # Errors
     /// If the store can't be read or takes no writes.
     pub fn rebuild(&self) -> Result<()> {
-        self.with_head(|_| {
-            self.stage(|txn| {
-                txn.put(META, REBUILDING, [1]);
-                Ok(())
-            })?;
-            for table in self.machine.tables().iter().copied().chain([NOOPS]) {
-                self.clear(table)?;
-            }
-            let mut from = 0;
-            while let Some(next) = self.replay(from)? {
-                from = next;
-            }
+        self.with_head(|_| self.rebuild_locked())
+    }
+
+    pub(super) fn rebuild_locked(&self) -> Result<()> {
+        self.stage(|txn| {
+            txn.put(META, REBUILDING, [1]);
             Ok(())
-        })
+        })?;
+        for table in self.machine.tables().iter().copied().chain([NOOPS]) {
+            self.clear(table)?;
+        }
+        let mut from = 0;
+        while let Some(next) = self.replay(from)? {
+            from = next;
+        }
+        Ok(())
     }
 
     fn clear(&self, table: Table) -> Result<()> {
@@ -57,12 +60,18 @@ impl Log {
     /// Applies a batch of entries from the local number `from` on; gives the number of the next, if there is one.
     fn replay(&self, from: u64) -> Result<Option<u64>> {
         let mut rows = Vec::new();
+        let mut next = from;
         let start = from.to_be_bytes();
-        self.database.view()?.scan(ENTRIES, (Bound::Included(&start), Bound::Unbounded), false, &mut |_, value| {
-            rows.push(value.to_vec());
-            if rows.len() < REBUILD_BATCH { Flow::Continue(()) } else { Flow::Break(()) }
-        })?;
-        let next = from + rows.len() as u64;
+        self.database.view()?.scan(
+            ENTRIES,
+            (Bound::Included(&start), Bound::Unbounded),
+            false,
+            &mut |key, value| {
+                next = number(key).map_or(next, |last| last + 1);
+                rows.push(value.to_vec());
+                if rows.len() < REBUILD_BATCH { Flow::Continue(()) } else { Flow::Break(()) }
+            },
+        )?;
         let done = rows.len() < REBUILD_BATCH;
         self.stage(|txn| {
             for row in rows {

@@ -20,9 +20,6 @@ pub enum Rejected {
     /// It belongs to another store.
     #[error("entry {0} belongs to another store")]
     Store(Hash),
-    /// The author's role does not allow writing.
-    #[error("the author of entry {0} may not write")]
-    NotAllowed(Hash),
     /// Another entry has its author and number, or its prev.
     #[error("entry {entry} forks its author's chain: {other} has the same place")]
     Fork {
@@ -52,6 +49,8 @@ pub enum Verdict {
     UnknownAuthor,
     /// It is stamped too far ahead and waits until then.
     Early(Millis),
+    /// Its author may not write it, as things stand: it is kept aside.
+    Excluded,
     /// It never counts.
     Rejected(Rejected),
 }
@@ -64,13 +63,22 @@ impl Log {
         if header.store != self.store && !genesis {
             return Ok(Verdict::Rejected(Rejected::Store(hash)));
         }
+        // Of an author with a cut: whether this may be in its ancestry.
+        let mut cut = None;
         if !genesis {
             let membership = self.membership.load();
             if !membership.knows(&header.author) {
                 return Ok(Verdict::UnknownAuthor);
             }
-            if self.machine.kind() != "root" && !membership.may_write(&header.author) {
-                return Ok(Verdict::Rejected(Rejected::NotAllowed(hash)));
+            if self.machine.kind() != "root" {
+                cut = membership
+                    .members
+                    .get(&header.author)
+                    .filter(|member| member.cut.is_some())
+                    .map(|member| member.counts(&self.store, header.seq, &hash));
+            }
+            if cut == Some(false) {
+                return self.judge_excluded(txn, entry);
             }
         }
         let tip = self.tip_in(txn, &header.author)?;
@@ -80,6 +88,7 @@ impl Log {
             let other = other.ok_or_else(|| self.damaged("a chain has a gap"))?.hash();
             return Ok(match other == hash {
                 true => Verdict::Duplicate,
+                false if self.aside_stamp(txn, &hash)?.is_some() => Verdict::Duplicate,
                 false => Verdict::Rejected(Rejected::Fork { entry: hash, other }),
             });
         }
@@ -94,7 +103,7 @@ impl Log {
                 .frontier
                 .get(&parent)
                 .copied()
-                .map_or_else(|| self.stamp_in(txn, &parent), |hlc| Ok(Some(hlc)))?
+                .map_or_else(|| self.present_stamp(txn, &parent), |hlc| Ok(Some(hlc)))?
             {
                 None => missing.push(parent),
                 Some(hlc) if hlc >= header.hlc => return Ok(Verdict::Rejected(Rejected::Hlc(hash))),
@@ -105,8 +114,36 @@ impl Log {
             return Ok(Verdict::Missing(missing));
         }
         if header.seq != next || header.prev != tip.map(|tip| tip.hash) {
+            let prev_aside = match header.prev {
+                Some(prev) => self.aside_stamp(txn, &prev)?.is_some(),
+                None => false,
+            };
+            if cut.is_some() || prev_aside {
+                // It goes on from what is aside: from a branch of which the cut's entry will tell whether it counts, or from one
+                // that counts again and waits for a parent.
+                return Ok(Verdict::Excluded);
+            }
             return Ok(Verdict::Rejected(Rejected::Chain(hash)));
         }
         Ok(Verdict::Included)
+    }
+
+    /// An excluded entry is kept if it follows its chain, so that who asks for one gets all below it in turn.
+    fn judge_excluded(&self, txn: &Txn<'_>, entry: &Entry) -> Result<Verdict> {
+        if self.aside_stamp(txn, &entry.hash())?.is_some() {
+            return Ok(Verdict::Duplicate);
+        }
+        match entry.header().prev {
+            Some(prev) if self.present_stamp(txn, &prev)?.is_none() => Ok(Verdict::Missing(vec![prev])),
+            Some(_) | None => Ok(Verdict::Excluded),
+        }
+    }
+
+    /// The stamp of an entry that is here, counted or not.
+    fn present_stamp(&self, txn: &Txn<'_>, hash: &Hash) -> Result<Option<crate::clock::Hlc>> {
+        match self.stamp_in(txn, hash)? {
+            None => self.aside_stamp(txn, hash),
+            found => Ok(found),
+        }
     }
 }

@@ -147,7 +147,9 @@ impl Replica {
     }
 
     pub(super) fn ingested(&mut self, report: Report, now: Millis, shelf: &dyn Shelf) {
-        let Report { store, peer, pull: id, bytes, included, faults, orphaned, waiting, early, failed, .. } = report;
+        let Report {
+            store, peer, pull: id, bytes, included, faults, orphaned, waiting, missing, early, failed, ..
+        } = report;
         if let (Some(peer), Some(_)) = (peer, id)
             && faults > 0
         {
@@ -159,6 +161,7 @@ impl Replica {
         }
         let Some(state) = self.stores.get_mut(&store) else { return };
         state.waiting = waiting;
+        state.missing = missing;
         state.early = early;
         state.failed = failed;
         if let (Some(peer), true) = (peer, orphaned > 0) {
@@ -260,6 +263,14 @@ impl Replica {
             return;
         }
         state.asked = now;
+        if !state.missing.is_empty() && state.missing == state.sought {
+            // Tips did not bring it: it counts no more, or is another branch of a fork. Who has what names it, has it.
+            let missing = std::mem::take(&mut state.sought);
+            state.single.insert(prefer, missing);
+            return self.plan(store, now, shelf);
+        }
+        state.sought.clone_from(&state.missing);
+        state.ask = Some((now.after(limits::ASK_AGAIN), prefer));
         let ready = |id: &NodeId| self.peers.get(id).is_some_and(|peer| peer.build.is_some());
         let peer = if ready(&prefer) { Some(prefer) } else { self.peers.keys().copied().find(|id| ready(id)) };
         if let Some(peer) = peer {

@@ -257,7 +257,12 @@ impl Kv {
         match head.content {
             Content::Empty => Ok(Opened::Bytes(Vec::new())),
             Content::Inline { author, seq, op, size, hash } => {
-                let entry = self.log.at(&self.view()?, &author, seq)?;
+                let view = self.view()?;
+                let entry = match self.log.at(&view, &author, seq)? {
+                    // A later entry took it over from one that counts no more.
+                    None => self.log.aside_at(&view, &author, seq)?,
+                    found => found,
+                };
                 let entry = entry.ok_or_else(|| KvError::Broken(format!("no entry {seq} of {author}")))?;
                 let payload = wire::decode(&entry).map_err(KvError::Broken)?;
                 let bytes = payload.operations.get(usize::from(op)).and_then(wire::Operation::bytes);

@@ -50,6 +50,26 @@ impl StateMachine for Machine {
         }
         applied.finish()
     }
+
+    fn exclude(&self, txn: &mut Txn<'_>, entry: &Entry) -> Result<Option<Effects>> {
+        let header = entry.header();
+        let parsed =
+            wire::decode(entry).and_then(|payload| wire::parse(payload, header.author, header.seq, header.hlc));
+        let Ok(writes) = parsed else { return Ok(Some(Effects::default())) };
+        let mut applied = Applied { txn, effects: Effects::default(), keys: 0, conflicts: 0 };
+        let mut touched = std::collections::BTreeSet::new();
+        for (place, write) in writes.iter().enumerate() {
+            #[allow(clippy::cast_possible_truncation, reason = "parsing bounds the number of operations")]
+            let id = HeadId { entry: entry.hash(), op: place as u16 };
+            let row = path::row(&write.path);
+            applied.txn.remove(HISTORY, rows::history_key(&row, header.hlc, &id));
+            touched.insert(row);
+        }
+        for row in touched {
+            applied.recompute(&row)?;
+        }
+        applied.finish().map(Some)
+    }
 }
 
 /// The heads of the key with this row, deleted or not.
@@ -172,52 +192,82 @@ impl Applied<'_, '_> {
         self.settle(&row, before.as_ref(), now)
     }
 
+    /// Derives a key's heads from its history.
+    fn recompute(&mut self, row: &[u8]) -> Result<()> {
+        let start = rows::history_prefix(row);
+        let mut end = Vec::new();
+        let mut versions = Vec::new();
+        self.txn.scan(HISTORY, prefix(&start, &mut end), false, &mut |key, value| {
+            versions.push((key.to_vec(), value.to_vec()));
+            Flow::Continue(())
+        })?;
+        let mut dangling = Vec::new();
+        self.txn.scan(DANGLING, prefix(&start, &mut end), false, &mut |key, _| {
+            dangling.push(key.to_vec());
+            Flow::Continue(())
+        })?;
+        dangling.iter().for_each(|key| self.txn.remove(DANGLING, key.as_slice()));
+        let mut heads_by_key = std::collections::BTreeMap::new();
+        let mut cited = std::collections::BTreeSet::new();
+        for (key, value) in versions {
+            let version = rows::decode_version(&key[start.len()..], &value)?;
+            cited.extend(version.supersedes.iter().map(|(hlc, id)| rows::history_key(row, *hlc, id)));
+            heads_by_key.insert(key, version.head);
+        }
+        for key in cited {
+            if heads_by_key.remove(&key).is_none() {
+                self.txn.put(DANGLING, key, []);
+            }
+        }
+        let before = heads(self.txn, row)?;
+        self.settle(row, before.as_ref(), heads_by_key.into_values().collect())
+    }
+
     fn want(&mut self, hash: Hash, size: u64) {
         if !self.effects.blobs.contains(&(hash, size)) {
             self.effects.blobs.push((hash, size));
         }
     }
 
-    /// Makes `now` the heads of the key, and everything follow that depends on it.
+    /// Makes `now` the heads of the key, and everything follow that depends on it. Without any, the key has never been.
     fn settle(&mut self, row: &[u8], before: Option<&Heads>, now: Vec<Head>) -> Result<()> {
         let live_before = before.is_some_and(|heads| heads.visible().is_some());
-        let Some(winner) = now.iter().max_by(|a, b| a.order(b)).copied() else {
-            // Not reachable: citations go from hash to hash and can't close a circle, so some write is uncited.
-            return Err(rows::corrupt());
-        };
-        let live = winner.is_live();
+        let winner = now.iter().max_by(|a, b| a.order(b)).map(|winner| winner.kind);
+        let live = winner.is_some_and(|kind| kind != Kind::Deleted);
         // Of a file that stays one, the row knows whether keys lie below it.
         let below = match before.and_then(Heads::visible) {
             Some(head) if live && head.kind != Kind::Directory => before.is_some_and(Heads::is_shadowed),
-            Some(head) if live && head.kind == Kind::Directory && winner.kind == Kind::Directory => false,
+            Some(head) if live && head.kind == Kind::Directory && winner == Some(Kind::Directory) => false,
             Some(_) | None => has_below(self.txn, row)?,
         };
-        let shadowed = live && winner.kind != Kind::Directory && below;
-        let after = Heads::new(now, shadowed).ok_or_else(rows::corrupt)?;
+        let shadowed = live && winner != Some(Kind::Directory) && below;
+        let after = Heads::new(now, shadowed);
         if live && !live_before && !below {
             self.above_created(row)?;
         }
-        self.write(row, before, &after);
+        self.write(row, before, after.as_ref());
         if live_before && !live && !below {
             self.above_deleted(row)?;
         }
-        let what = Shown::of(before, below).change(Shown::of(Some(&after), below));
+        let what = Shown::of(before, below).change(Shown::of(after.as_ref(), below));
         self.effects.changes.push(Change { key: path::of_row(row), what });
         Ok(())
     }
 
-    fn write(&mut self, row: &[u8], before: Option<&Heads>, after: &Heads) {
-        let live = after.visible().is_some();
+    fn write(&mut self, row: &[u8], before: Option<&Heads>, after: Option<&Heads>) {
+        let is_live = |heads: &Heads| heads.visible().is_some();
+        let table = |heads: &Heads| if is_live(heads) { KEYS } else { TOMBS };
         if let Some(before) = before {
-            let live_before = before.visible().is_some();
-            if live_before != live {
-                self.txn.remove(if live_before { KEYS } else { TOMBS }, row);
+            if after.map(table) != Some(table(before)) {
+                self.txn.remove(table(before), row);
             }
-            self.keys -= i64::from(live_before);
+            self.keys -= i64::from(is_live(before));
         }
-        self.keys += i64::from(live);
-        self.txn.put(if live { KEYS } else { TOMBS }, row, rows::encode(after));
-        match (before.is_some_and(Heads::is_conflict), after.is_conflict()) {
+        if let Some(after) = after {
+            self.keys += i64::from(is_live(after));
+            self.txn.put(table(after), row, rows::encode(after));
+        }
+        match (before.is_some_and(Heads::is_conflict), after.is_some_and(Heads::is_conflict)) {
             (false, true) => {
                 self.txn.put(CONFLICTS, row, []);
                 self.conflicts += 1;
@@ -272,7 +322,7 @@ impl Applied<'_, '_> {
             return Ok(());
         }
         let after = Heads::new(before.all().to_vec(), shadowed).ok_or_else(rows::corrupt)?;
-        self.write(row, Some(before), &after);
+        self.write(row, Some(before), Some(&after));
         let what = Shown::of(Some(before), true).change(Shown::of(Some(&after), true));
         self.effects.changes.push(Change { key: path::of_row(row), what });
         Ok(())

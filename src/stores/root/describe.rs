@@ -19,5 +19,11 @@ fn line(op: &Op) -> String {
         Op::DeleteStore { id } => format!("delete the store {}", id.short()),
         Op::SetName { name } => format!("be called {name}"),
         Op::Leave => "leave".into(),
+        Op::Revoke { node, .. } => format!("remove {}", node.short()),
+        Op::SetRole { node, role, .. } => format!("make {} a {role}", node.short()),
+        Op::Ban { fork, .. } => match super::removal::proven(fork) {
+            Some(node) => format!("ban {}, which forked its chain", node.short()),
+            None => "ban a node, without a proof".into(),
+        },
     }
 }

@@ -59,8 +59,10 @@ pub struct MemberInfo {
     pub name: String,
     /// What it may do, or last might.
     pub role: Role,
-    /// Whether it has left.
+    /// Whether it is a member no more.
     pub left: bool,
+    /// Whether others ended its membership.
+    pub removed: bool,
     /// Who brought it in.
     pub by: NodeId,
     /// When.
@@ -152,7 +154,7 @@ impl Root {
     /// The random bytes that only members know; zeros before the mesh's first entry is here.
     #[must_use]
     pub fn salt(&self) -> [u8; 32] {
-        self.machine.state().mesh.as_ref().map(|mesh| mesh.salt).unwrap_or_default()
+        self.machine.state().salt().unwrap_or_default()
     }
 
     /// Whether the mesh's first entry is here.
@@ -169,7 +171,8 @@ impl Root {
         let info = |(id, member): (NodeId, crate::replication::membership::Member)| {
             let person = state.members.get(&id)?;
             let (by, since) = (person.by, person.since);
-            Some(MemberInfo { id, name: member.name, role: member.role, left: member.left, by, since })
+            let (role, left, removed) = (member.role, member.left, member.removed);
+            Some(MemberInfo { id, name: member.name, role, left, removed, by, since })
         };
         membership.members.into_iter().filter_map(info).collect()
     }
@@ -234,7 +237,7 @@ impl Root {
         };
         for (place, op) in ops.iter().enumerate() {
             if let Op::AddMember { node, role, .. } = op
-                && let Some(present) = state.members.get(node).and_then(super::state::Person::present)
+                && let Some(present) = state.present(node)
                 && present >= *role
             {
                 return Err(RootError::Refused(format!(

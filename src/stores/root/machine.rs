@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::removal::Removal;
 use super::state::{Context, Past, Place, State};
 use super::wire;
 use crate::ids::{Hash, MeshId, NodeId, StoreId};
@@ -22,6 +23,7 @@ const FOLDED: Table = "folded";
 const MEMBERS: Table = "members";
 const INVITES: Table = "invites";
 const DECLARED: Table = "declared";
+const REMOVALS: Table = "removals";
 const FACTS: Table = "facts";
 
 const MESH: &[u8] = b"mesh";
@@ -77,6 +79,8 @@ fn load(read: &impl Read) -> Result<Folded> {
         members: rows(read, MEMBERS, NodeId::from_slice)?,
         invites: rows(read, INVITES, Hash::from_slice)?,
         stores: rows(read, DECLARED, StoreId::from_slice)?,
+        removals: rows(read, REMOVALS, NodeId::from_slice)?,
+        met: Vec::new(),
     };
     Ok(Folded { set, state: Arc::new(state) })
 }
@@ -176,28 +180,44 @@ fn fold(state: &mut State, store: StoreId, entry: &Entry, past: &Past) -> Option
     (!refused.is_empty()).then(|| refused.join("; "))
 }
 
-/// Folds everything anew, and corrects why the other entries do nothing.
-fn refold(txn: &mut Txn<'_>, last: &Entry) -> Result<(State, Option<String>)> {
-    let mut entries = Vec::new();
+/// The entries that are folded, in their order, with what their authors had seen.
+fn folded(txn: &Txn<'_>) -> Result<Vec<(Entry, Past)>> {
+    let mut rows = Vec::new();
     txn.scan(FOLDED, (Bound::Unbounded, Bound::Unbounded), false, &mut |_, bytes| {
-        entries.push(bytes.to_vec());
+        rows.push(bytes.to_vec());
         Flow::Continue(())
     })?;
-    let mut state = State::default();
-    let mut own = None;
-    for bytes in entries {
+    let mut entries = Vec::with_capacity(rows.len());
+    for bytes in rows {
         let entry = Entry::decode_trusted(bytes.into()).map_err(|_damaged| corrupt())?;
         let row = txn.get(PAST, &entry.hash().0)?.ok_or_else(corrupt)?;
         let (_, past): (Place, Past) = decode(&row)?;
-        let refused = fold(&mut state, entry.header().store, &entry, &past);
-        if entry.hash() == last.hash() {
-            own = refused;
-            continue;
+        entries.push((entry, past));
+    }
+    Ok(entries)
+}
+
+/// Folds everything anew, until no removal is met that is not decided, and corrects why the other entries do nothing.
+fn refold(txn: &mut Txn<'_>, last: &Entry) -> Result<(State, Option<String>)> {
+    let entries = folded(txn)?;
+    let mut removals: BTreeMap<NodeId, Vec<Removal>> = BTreeMap::new();
+    let (state, mut refused) = loop {
+        let mut state = State { removals, ..State::default() };
+        let fold = |(entry, past): &(Entry, Past)| (entry.hash(), fold(&mut state, entry.header().store, entry, past));
+        let refused: BTreeMap<Hash, Option<String>> = entries.iter().map(fold).collect();
+        if state.met.is_empty() {
+            break (state, refused);
         }
-        let known = txn.get(NOOPS, &entry.hash().0)?;
+        let (node, removal) = state.met.swap_remove(0);
+        removals = state.removals;
+        removals.entry(node).or_default().push(removal);
+    };
+    let own = refused.remove(&last.hash()).flatten();
+    for (hash, refused) in refused {
+        let known = txn.get(NOOPS, &hash.0)?;
         match refused {
-            Some(reason) if known.as_deref() != Some(reason.as_bytes()) => txn.put(NOOPS, entry.hash().0, reason),
-            None if known.is_some() => txn.remove(NOOPS, entry.hash().0),
+            Some(reason) if known.as_deref() != Some(reason.as_bytes()) => txn.put(NOOPS, hash.0, reason),
+            None if known.is_some() => txn.remove(NOOPS, hash.0),
             Some(_) | None => {}
         }
     }
@@ -210,7 +230,7 @@ impl StateMachine for Machine {
     }
 
     fn tables(&self) -> &'static [Table] {
-        &[PAST, FOLDED, MEMBERS, INVITES, DECLARED, FACTS]
+        &[PAST, FOLDED, MEMBERS, INVITES, DECLARED, REMOVALS, FACTS]
     }
 
     fn apply(&self, txn: &mut Txn<'_>, entry: &Entry) -> Result<Effects> {
@@ -225,13 +245,11 @@ impl StateMachine for Machine {
         })?;
         txn.put(PAST, entry.hash().0, encode(&(Place { author: header.author, seq: header.seq }, &past))?);
         txn.put(FOLDED, key, &entry.bytes()[..]);
-        let (state, noop) = if later {
-            refold(txn, entry)?
-        } else {
-            let mut state = State::clone(&before.state);
-            let noop = fold(&mut state, header.store, entry, &past);
-            (state, noop)
-        };
+        let mut state = State::clone(&before.state);
+        let mut noop = if later { None } else { fold(&mut state, header.store, entry, &past) };
+        if later || !state.met.is_empty() {
+            (state, noop) = refold(txn, entry)?;
+        }
         let mut set = before.set;
         set.iter_mut().zip(entry.hash().0).for_each(|(set, hash)| *set ^= hash);
         txn.put(FACTS, SET, set);
@@ -243,9 +261,10 @@ impl StateMachine for Machine {
         save(txn, MEMBERS, &before.state.members, &state.members)?;
         save(txn, INVITES, &before.state.invites, &state.invites)?;
         save(txn, DECLARED, &before.state.stores, &state.stores)?;
+        save(txn, REMOVALS, &before.state.removals, &state.removals)?;
         let differs = [
             state.mesh != before.state.mesh,
-            state.members != before.state.members,
+            state.members != before.state.members || state.removals != before.state.removals,
             state.invites != before.state.invites,
             state.stores != before.state.stores,
         ];

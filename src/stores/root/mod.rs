@@ -13,6 +13,7 @@
 //! | members  | node      | name, what was granted, whether it left |
 //! | invites  | id        | role, expiry, uses, who used it |
 //! | declared | store id  | name, kind, by whom, when, whether deleted |
+//! | removals | node      | by whom and how it was removed, or given a lesser role |
 //! | facts    | name      | `mesh`: name and salt; `set`: the exclusive or of the hashes of all entries folded |
 
 #[cfg(test)]
@@ -22,6 +23,9 @@ mod handle;
 mod machine;
 pub mod names;
 mod redeem;
+mod removal;
+#[cfg(test)]
+mod removals;
 mod state;
 
 mod wire;

@@ -6,13 +6,15 @@ use serde::{Deserialize, Serialize};
 
 use super::names;
 use super::redeem::{Redeem, Refusal, invite_id, is_sound};
+use super::removal::{self, Cut, Removal};
 use super::wire::Op;
 use crate::clock::{Hlc, Millis};
 use crate::ids::{Hash, MeshId, NodeId, StoreId};
+use crate::replication::entry::Fork;
 use crate::replication::membership::{Member, Membership, Role};
 
 /// The place of an entry in its author's chain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct Place {
     pub(super) author: NodeId,
     pub(super) seq: u64,
@@ -29,8 +31,9 @@ pub(super) struct Grant {
     role: Role,
     /// The member's own last entry in the past of the grant: it answers a departure up to there.
     answers: Option<u64>,
-    /// By a use of an invite that others, elsewhere and at the same time, had used up. What the node writes counts,
-    /// since some nodes have taken it already and all must agree; but it is not let in any more.
+    /// The removals of this member that the grant's author had seen: it takes them back.
+    pardons: Vec<Place>,
+    /// By a use of an invite that others, elsewhere and at the same time, had used up: it gives nothing.
     excess: bool,
 }
 
@@ -64,6 +67,14 @@ pub(super) struct Store {
     pub(super) deleted: bool,
 }
 
+/// What an operation makes of a member.
+struct Removed {
+    cap: Option<Role>,
+    ban: bool,
+    cut: Cut,
+    salt: Option<[u8; 32]>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Mesh {
     pub(super) name: String,
@@ -77,6 +88,11 @@ pub(super) struct State {
     pub(super) members: BTreeMap<NodeId, Person>,
     pub(super) invites: BTreeMap<Hash, Invited>,
     pub(super) stores: BTreeMap<StoreId, Store>,
+    /// The removals that count. They are decided one after the other, in the order of the fold, and one that is decided stands:
+    /// what an author wrote beside its own removal gives nobody the authority for another.
+    pub(super) removals: BTreeMap<NodeId, Vec<Removal>>,
+    /// Those that the fold met and that are not decided yet.
+    pub(super) met: Vec<(NodeId, Removal)>,
 }
 
 /// Whose operations are judged, and on what past; `past` is `None` of an entry to be signed now: it will have seen all.
@@ -92,7 +108,7 @@ pub(super) struct Context<'a> {
 
 impl Context<'_> {
     /// Whether the author had seen the entry at `place`, or is in it.
-    fn has_seen(&self, place: &Place) -> bool {
+    pub(super) fn has_seen(&self, place: &Place) -> bool {
         match self.past {
             None => true,
             Some(_) if place.author == self.place.author => place.seq <= self.place.seq,
@@ -101,7 +117,7 @@ impl Context<'_> {
     }
 
     /// The last entry of `node` that the author had seen.
-    fn last_of(&self, node: &NodeId) -> Option<u64> {
+    pub(super) fn last_of(&self, node: &NodeId) -> Option<u64> {
         match self.past {
             None => Some(u64::MAX),
             Some(_) if *node == self.place.author => Some(self.place.seq),
@@ -111,23 +127,41 @@ impl Context<'_> {
 }
 
 impl Person {
-    /// The highest role by those of the grants that `counts`, unless it left and none of them answers that.
-    fn role(&self, counts: impl Fn(&Grant) -> bool, departed: Option<u64>) -> Option<Role> {
-        let standing = |grant: &&Grant| counts(grant) && departed.is_none_or(|seq| grant.answers >= Some(seq));
-        self.grants.iter().filter(standing).map(|grant| grant.role).max()
+    /// The highest role by those of the grants that `counts`. A grant that does not answer a departure gives nothing, and
+    /// none gives more than the removals leave, unless it takes them back.
+    fn role<'a>(
+        &self,
+        counts: impl Fn(&Grant) -> bool,
+        departed: Option<u64>,
+        removals: impl Iterator<Item = &'a Removal> + Clone,
+    ) -> Option<Role> {
+        let standing =
+            |grant: &&Grant| !grant.excess && counts(grant) && departed.is_none_or(|seq| grant.answers >= Some(seq));
+        let left = |grant: &Grant| {
+            let caps = removals.clone().filter(|removal| !removal.is_pardoned(&grant.pardons));
+            caps.map(|removal| removal.cap).fold(Some(grant.role), Option::min)
+        };
+        self.grants.iter().filter(standing).filter_map(left).max()
     }
 
-    pub(super) fn present(&self) -> Option<Role> {
-        self.role(|grant| !grant.excess, self.departed)
-    }
-
-    /// What others see. Whoever might write once may write in this view for ever, though it left: which entries count
-    /// must not hang on when they came.
-    fn member(&self) -> Member {
-        let present = self.present();
-        let ever = self.grants.iter().map(|grant| grant.role).max().unwrap_or(Role::Reader);
-        let role = present.unwrap_or(Role::Reader).max(ever.min(Role::Writer));
-        Member { name: self.name.clone(), role, left: present.is_none() }
+    /// What others see. All counts that a node wrote which may write, or left by itself; of one that was removed or may no
+    /// longer write, what those who decided it had; and nothing of one that never might.
+    fn member(&self, removals: &[Removal]) -> Member {
+        let present = self.role(|_| true, self.departed, removals.iter());
+        let ever = self.grants.iter().filter(|grant| !grant.excess).map(|grant| grant.role).max();
+        let pardoned = |removal: &Removal| self.grants.iter().any(|grant| removal.is_pardoned(&grant.pardons));
+        let standing = || removals.iter().filter(|removal| !pardoned(removal));
+        let cut = if present >= Some(Role::Writer) {
+            None
+        } else if ever < Some(Role::Writer) {
+            Some(Cut::new())
+        } else {
+            let deciding = standing().filter(|removal| removal.cap < Some(Role::Writer));
+            deciding.map(|removal| removal.cut.clone()).reduce(removal::union)
+        };
+        let removed = present.is_none() && standing().any(|removal| removal.cap.is_none());
+        let role = present.or(ever).unwrap_or(Role::Reader);
+        Member { name: self.name.clone(), role, left: present.is_none(), removed, cut }
     }
 }
 
@@ -140,30 +174,63 @@ pub(super) fn store_id(entry: &Hash, op: usize) -> StoreId {
 
 impl State {
     pub(super) fn membership(&self) -> Membership {
-        Membership { members: self.members.iter().map(|(node, person)| (*node, person.member())).collect() }
+        let member = |(node, person): (&NodeId, &Person)| (*node, person.member(self.removals_of(node)));
+        Membership { members: self.members.iter().map(member).collect() }
     }
 
-    /// The author's role, as the entry's past has it.
-    fn authority(&self, context: &Context<'_>) -> Option<Role> {
+    fn removals_of(&self, node: &NodeId) -> &[Removal] {
+        self.removals.get(node).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// What a node may do now.
+    pub(super) fn present(&self, node: &NodeId) -> Option<Role> {
+        let person = self.members.get(node)?;
+        person.role(|_| true, person.departed, self.removals_of(node).iter())
+    }
+
+    /// What a node might do as far as an author had seen.
+    fn seen(&self, context: &Context<'_>, node: &NodeId) -> Option<Role> {
+        let person = self.members.get(node)?;
+        let departed = person.departed.filter(|seq| context.last_of(node) >= Some(*seq));
+        let removals = self.removals_of(node).iter().filter(|removal| context.has_seen(&removal.by));
+        person.role(|grant| context.has_seen(&grant.by), departed, removals)
+    }
+
+    /// The author's role, as the entry's past has it. What it wrote beside its own removal, without having seen it, has the
+    /// authority that the removal left; but `removing`, it is judged by what it had seen alone: so two who remove each other
+    /// at the same time are both removed.
+    fn authority(&self, context: &Context<'_>, removing: bool) -> Option<Role> {
         if context.genesis {
             return Some(Role::Admin);
         }
-        let person = self.members.get(&context.place.author)?;
+        let author = context.place.author;
+        let person = self.members.get(&author)?;
         // A chain is a line: of its own departures the author has seen those before this entry.
         let departed = person.departed.filter(|seq| *seq < context.place.seq);
-        person.role(|grant| context.has_seen(&grant.by), departed)
+        let beside = |removal: &Removal| removal.upto.is_none_or(|upto| upto < context.place.seq);
+        let hits = |removal: &&Removal| if removing { context.has_seen(&removal.by) } else { beside(removal) };
+        let removals = self.removals_of(&author).iter().filter(hits);
+        person.role(|grant| context.has_seen(&grant.by), departed, removals)
     }
 
     /// Applies an operation, or says why it does nothing.
     pub(super) fn apply(&mut self, context: &Context<'_>, place: usize, op: Op) -> Result<(), String> {
-        let role = self.authority(context).ok_or("its author was no member when it was written")?;
+        let decided =
+            self.removals.values().flatten().any(|removal| (removal.by, removal.op) == (context.place, place));
+        if decided {
+            return Ok(());
+        }
+        let removing = matches!(op, Op::Revoke { .. } | Op::SetRole { .. } | Op::Ban { .. } | Op::Leave);
+        let role = self.authority(context, removing).ok_or("its author was no member when it was written")?;
         let needed = match &op {
             Op::Genesis { .. }
             | Op::AddMember { .. }
             | Op::Invite { .. }
             | Op::CreateStore { .. }
-            | Op::DeleteStore { .. } => Role::Admin,
-            Op::Redeem(_) | Op::SetName { .. } | Op::Leave => Role::Reader,
+            | Op::DeleteStore { .. }
+            | Op::Revoke { .. }
+            | Op::SetRole { .. } => Role::Admin,
+            Op::Redeem(_) | Op::SetName { .. } | Op::Leave | Op::Ban { .. } => Role::Reader,
         };
         if role < needed {
             return Err(format!("only an admin may do this, and its author was a {role} when it was written"));
@@ -188,7 +255,61 @@ impl State {
                 }
                 Ok(())
             }
+            Op::Revoke { node, cut, salt } => self.revoke(context, place, node, cut, salt),
+            Op::SetRole { node, role, cut } => self.set_role(context, place, node, role, cut),
+            Op::Ban { fork, cut, salt } => self.ban(context, place, &fork, cut, salt),
         }
+    }
+
+    /// The mesh's salt: that of the last removal, so that who was removed does not know where the others gossip.
+    pub(super) fn salt(&self) -> Option<[u8; 32]> {
+        let mesh = self.mesh.as_ref()?;
+        let salts = self.removals.values().flatten().filter_map(|removal| Some((removal.order, removal.salt?)));
+        Some(salts.max().map_or(mesh.salt, |(_, salt)| salt))
+    }
+
+    fn remove(&mut self, context: &Context<'_>, op: usize, node: NodeId, removal: Removed) -> Result<(), String> {
+        let Removed { cap, ban, cut, salt } = removal;
+        let order = (context.hlc, context.hash);
+        let upto = context.last_of(&node);
+        self.met.push((node, Removal { by: context.place, op, order, upto, cap, ban, cut, salt }));
+        Ok(())
+    }
+
+    fn revoke(
+        &mut self,
+        context: &Context<'_>,
+        op: usize,
+        node: NodeId,
+        cut: Cut,
+        salt: [u8; 32],
+    ) -> Result<(), String> {
+        if node == context.place.author {
+            return Err("who wants to go itself, leaves".into());
+        }
+        // Also one that left: what it wrote since need not count.
+        if self.seen(context, &node).is_none() && !self.members.contains_key(&node) {
+            return Err("there is no such member".into());
+        }
+        self.remove(context, op, node, Removed { cap: None, ban: false, cut, salt: Some(salt) })
+    }
+
+    fn set_role(&mut self, context: &Context<'_>, op: usize, node: NodeId, role: Role, cut: Cut) -> Result<(), String> {
+        let name = self.members.get(&node).map(|person| person.name.clone()).unwrap_or_default();
+        match self.seen(context, &node) {
+            None => Err("there is no such member".into()),
+            Some(present) if present == role => Err(format!("it is {present} already")),
+            Some(present) if role > present => self.add(context, node, &name, role, false),
+            Some(_) => self.remove(context, op, node, Removed { cap: Some(role), ban: false, cut, salt: None }),
+        }
+    }
+
+    fn ban(&mut self, context: &Context<'_>, op: usize, fork: &Fork, cut: Cut, salt: [u8; 32]) -> Result<(), String> {
+        let node = removal::proven(fork).ok_or("the two headers prove no fork")?;
+        if !self.members.contains_key(&node) {
+            return Err("there is no such member".into());
+        }
+        self.remove(context, op, node, Removed { cap: None, ban: true, cut, salt: Some(salt) })
     }
 
     fn found(&mut self, context: &Context<'_>, salt: [u8; 32], name: String) -> Result<(), String> {
@@ -205,13 +326,19 @@ impl State {
             return Err(Refusal::Key(node).to_string());
         }
         names::check(name).map_err(|error| error.to_string())?;
-        let grant = Grant { by: context.place, role, answers: context.last_of(&node), excess };
+        let seen = self.removals_of(&node).iter().filter(|removal| context.has_seen(&removal.by));
+        if seen.clone().any(|removal| removal.ban) {
+            return Err("it forked its chain and is banned for good; it may join with a new identity".into());
+        }
+        let pardons = seen.map(|removal| removal.by).collect();
+        let grant = Grant { by: context.place, role, answers: context.last_of(&node), pardons, excess };
         if let Some(person) = self.members.get_mut(&node) {
             person.grants.push(grant);
             return Ok(());
         }
         let name = names::unique(name, &node.0, |name| self.members.values().any(|person| person.name == name));
-        let person = Person { name, grants: vec![grant], departed: None, by: context.place.author, since: context.hlc };
+        let (by, since) = (context.place.author, context.hlc);
+        let person = Person { name, grants: vec![grant], departed: None, by, since };
         self.members.insert(node, person);
         Ok(())
     }
@@ -260,8 +387,7 @@ impl State {
 
     /// Whether the node joined by this invite and is here still: using it again takes nothing.
     fn is_again(&self, invited: &Invited, node: &NodeId) -> bool {
-        let present = self.members.get(node).is_some_and(|person| person.present().is_some());
-        present && invited.used.iter().any(|(user, _)| user == node)
+        self.present(node).is_some() && invited.used.iter().any(|(user, _)| user == node)
     }
 
     /// Uses are counted on the entry's past, like all authority: so what one node has let count, all will. Where that

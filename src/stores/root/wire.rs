@@ -3,7 +3,8 @@
 //! ```text
 //! message Payload { uint32 version = 1; repeated Operation operations = 2; }
 //! message Operation { oneof action { Genesis genesis = 1; AddMember add_member = 2; Invite invite = 3; Redeem redeem = 4;
-//!                     CreateStore create_store = 5; DeleteStore delete_store = 6; SetName set_name = 7; Leave leave = 8; } }
+//!                     CreateStore create_store = 5; DeleteStore delete_store = 6; SetName set_name = 7; Leave leave = 8;
+//!                     Revoke revoke = 9; SetRole set_role = 10; Ban ban = 11; } }
 //! message Genesis     { bytes salt = 1; string name = 2; }
 //! message AddMember   { bytes node = 1; string name = 2; uint32 role = 3; }
 //! message Invite      { bytes id = 1; uint32 role = 2; uint64 expires = 3; uint32 uses = 4; }
@@ -12,6 +13,10 @@
 //! message DeleteStore { bytes id = 1; }
 //! message SetName     { string name = 1; }
 //! message Leave       { }
+//! message Revoke      { bytes node = 1; repeated Tip cut = 2; bytes salt = 3; }
+//! message SetRole     { bytes node = 1; uint32 role = 2; repeated Tip cut = 3; }
+//! message Ban         { bytes one = 1; bytes other = 2; repeated Tip cut = 3; bytes salt = 4; }
+//! message Tip         { bytes store = 1; uint64 seq = 2; bytes hash = 3; }
 //! ```
 //!
 //! `role` is 1 reader, 2 writer, 3 admin; `expires` is in milliseconds since the Unix epoch.
@@ -21,7 +26,8 @@ use prost::Message;
 use super::redeem::Redeem;
 use crate::clock::Millis;
 use crate::ids::{Hash, NodeId, StoreId};
-use crate::replication::membership::Role;
+use crate::replication::entry::Fork;
+use crate::replication::membership::{Cut, Role};
 
 const VERSION: u32 = 1;
 
@@ -76,6 +82,33 @@ pub enum Op {
     },
     /// The author leaves the mesh.
     Leave,
+    /// Ends a membership. By an admin.
+    Revoke {
+        /// Whose.
+        node: NodeId,
+        /// How far its entries count: what the admin has of them.
+        cut: Cut,
+        /// The mesh's salt from now on.
+        salt: [u8; 32],
+    },
+    /// Gives a member another role. By an admin.
+    SetRole {
+        /// The member.
+        node: NodeId,
+        /// Its role.
+        role: Role,
+        /// How far its entries count if it may no longer write: what the admin has of them.
+        cut: Cut,
+    },
+    /// Ends the membership of a node that signed two entries for one place, for good. By any member: the proof speaks for itself.
+    Ban {
+        /// The proof.
+        fork: Fork,
+        /// How far the node's entries count: what the author has of them.
+        cut: Cut,
+        /// The mesh's salt from now on.
+        salt: [u8; 32],
+    },
 }
 
 mod message {
@@ -91,7 +124,7 @@ mod message {
 
     #[derive(Clone, PartialEq, Message)]
     pub(super) struct Operation {
-        #[prost(oneof = "Action", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+        #[prost(oneof = "Action", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
         pub(super) action: Option<Action>,
     }
 
@@ -113,6 +146,12 @@ mod message {
         SetName(SetName),
         #[prost(message, tag = "8")]
         Leave(Leave),
+        #[prost(message, tag = "9")]
+        Revoke(Revoke),
+        #[prost(message, tag = "10")]
+        SetRole(SetRole),
+        #[prost(message, tag = "11")]
+        Ban(Ban),
     }
 
     #[derive(Clone, PartialEq, Message)]
@@ -179,6 +218,48 @@ mod message {
 
     #[derive(Clone, PartialEq, Message)]
     pub(super) struct Leave {}
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(super) struct Tip {
+        #[prost(bytes = "vec", tag = "1")]
+        pub(super) store: Vec<u8>,
+        #[prost(uint64, tag = "2")]
+        pub(super) seq: u64,
+        #[prost(bytes = "vec", tag = "3")]
+        pub(super) hash: Vec<u8>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(super) struct Revoke {
+        #[prost(bytes = "vec", tag = "1")]
+        pub(super) node: Vec<u8>,
+        #[prost(message, repeated, tag = "2")]
+        pub(super) cut: Vec<Tip>,
+        #[prost(bytes = "vec", tag = "3")]
+        pub(super) salt: Vec<u8>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(super) struct SetRole {
+        #[prost(bytes = "vec", tag = "1")]
+        pub(super) node: Vec<u8>,
+        #[prost(uint32, tag = "2")]
+        pub(super) role: u32,
+        #[prost(message, repeated, tag = "3")]
+        pub(super) cut: Vec<Tip>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(super) struct Ban {
+        #[prost(bytes = "bytes", tag = "1")]
+        pub(super) one: prost::bytes::Bytes,
+        #[prost(bytes = "bytes", tag = "2")]
+        pub(super) other: prost::bytes::Bytes,
+        #[prost(message, repeated, tag = "3")]
+        pub(super) cut: Vec<Tip>,
+        #[prost(bytes = "vec", tag = "4")]
+        pub(super) salt: Vec<u8>,
+    }
 }
 
 const fn role_number(role: Role) -> u32 {
@@ -191,6 +272,19 @@ const fn role_number(role: Role) -> u32 {
 
 fn role(number: u32) -> Option<Role> {
     [Role::Reader, Role::Writer, Role::Admin].into_iter().find(|role| role_number(*role) == number)
+}
+
+fn tips(cut: &Cut) -> Vec<message::Tip> {
+    let tip = |(store, (seq, hash)): (&StoreId, &(u64, Hash))| message::Tip {
+        store: store.0.to_vec(),
+        seq: *seq,
+        hash: hash.0.to_vec(),
+    };
+    cut.iter().map(tip).collect()
+}
+
+fn cut(tips: &[message::Tip]) -> Option<Cut> {
+    tips.iter().map(|tip| Some((StoreId::from_slice(&tip.store)?, (tip.seq, Hash::from_slice(&tip.hash)?)))).collect()
 }
 
 /// The payload that holds `ops`.
@@ -219,6 +313,15 @@ fn action(op: &Op) -> message::Action {
         Op::DeleteStore { id } => Action::DeleteStore(message::DeleteStore { id: id.0.to_vec() }),
         Op::SetName { name } => Action::SetName(message::SetName { name }),
         Op::Leave => Action::Leave(message::Leave {}),
+        Op::Revoke { node, cut, salt } => {
+            Action::Revoke(message::Revoke { node: node.0.to_vec(), cut: tips(&cut), salt: salt.to_vec() })
+        }
+        Op::SetRole { node, role, cut } => {
+            Action::SetRole(message::SetRole { node: node.0.to_vec(), role: role_number(role), cut: tips(&cut) })
+        }
+        Op::Ban { fork: Fork { one, other }, cut, salt } => {
+            Action::Ban(message::Ban { one, other, cut: tips(&cut), salt: salt.to_vec() })
+        }
     }
 }
 
@@ -258,5 +361,18 @@ fn op(action: message::Action) -> Option<Op> {
         Action::DeleteStore(delete) => Op::DeleteStore { id: StoreId::from_slice(&delete.id)? },
         Action::SetName(set) => Op::SetName { name: set.name },
         Action::Leave(_) => Op::Leave,
+        Action::Revoke(revoke) => Op::Revoke {
+            node: NodeId::from_slice(&revoke.node)?,
+            cut: cut(&revoke.cut)?,
+            salt: revoke.salt.try_into().ok()?,
+        },
+        Action::SetRole(set) => {
+            Op::SetRole { node: NodeId::from_slice(&set.node)?, role: role(set.role)?, cut: cut(&set.cut)? }
+        }
+        Action::Ban(ban) => Op::Ban {
+            fork: Fork { one: ban.one, other: ban.other },
+            cut: cut(&ban.cut)?,
+            salt: ban.salt.try_into().ok()?,
+        },
     })
 }
