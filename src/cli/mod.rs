@@ -5,6 +5,7 @@ mod chat;
 mod completions;
 mod config;
 mod conflicts;
+mod doctor;
 mod json;
 mod kv;
 mod log;
@@ -75,6 +76,7 @@ enum Command {
     #[command(subcommand)]
     Chat(chat::Chat),
     Config(config::Config),
+    Doctor(doctor::Doctor),
     Completions(completions::Completions),
 }
 
@@ -176,6 +178,7 @@ async fn run(command: Command, context: Context) -> Ended {
         Command::Log(log) => log.run(&context).await,
         Command::Chat(chat) => chat.run(&context).await,
         Command::Config(config) => config.run(&context),
+        Command::Doctor(doctor) => doctor.run(&context).await,
         Command::Completions(completions) => completions.run(&context),
     }
 }

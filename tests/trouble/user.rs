@@ -179,6 +179,50 @@ fn a_dead_mount_of_an_ordinary_user_is_cleared() {
 }
 
 #[test]
+fn the_doctor_names_what_a_user_lacks_and_is_content_with_a_node_that_works() {
+    let machine = Machine::new("600");
+    let checks = |code: i32| {
+        let output = machine.attempt(ANNA, &["doctor", "--json"]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{said}{}", String::from_utf8_lossy(&output.stdout));
+        let checks: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+        checks
+    };
+    let found = |checks: &[serde_json::Value], what: &str| {
+        let check = checks.iter().find(|check| check["check"] == what).unwrap();
+        (check["state"].as_str().unwrap().to_owned(), format!("{}; {}", check["says"], check["do"]))
+    };
+    let closed = checks(FAILED);
+    let (state, says) = found(&closed, "/dev/fuse");
+    assert!(state == "bad" && says.contains("chmod 666 /dev/fuse"), "{says}");
+    assert_eq!(found(&closed, "fusermount3").0, "ok");
+    assert_eq!(found(&closed, "node").0, "note");
+    assert!(!machine.data().exists(), "looking makes nothing");
+
+    machine.room.sh("chmod 666 /dev/fuse");
+    let up = machine.up();
+    machine.lattice(&words(&up));
+    machine.lattice(&["mesh", "init"]);
+    let open = checks(0);
+    assert!(open.iter().all(|check| check["state"] != "bad"), "{open:?}");
+    assert!(found(&open, "port").1.contains("only nodes on this machine"), "{open:?}");
+
+    let pid = machine.lattice(&["status", "--json"]);
+    let pid: serde_json::Value = serde_json::from_str(&pid).unwrap();
+    let pid = i32::try_from(pid["pid"].as_i64().unwrap()).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    eventually("it is gone", || {
+        !fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+    });
+    let dead = checks(FAILED);
+    let (state, says) = found(&dead, "mounts");
+    let mount = machine.mount().display().to_string();
+    assert!(state == "bad" && says.contains(&mount) && says.contains(" up "), "{says}");
+    machine.lattice(&words(&up));
+    checks(0);
+}
+
+#[test]
 fn what_a_user_may_not_do_is_told_with_who_can_help() {
     let machine = Machine::new("600");
     let up = machine.up();
