@@ -123,7 +123,7 @@ impl Node {
             mtime: 0,
             value,
         };
-        self.kv.submit(vec![op], Origin::Mount).unwrap();
+        self.kv.submit(vec![op], Origin::Mount(0)).unwrap();
     }
 
     fn count(&self) -> u64 {

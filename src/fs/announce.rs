@@ -64,8 +64,8 @@ pub(crate) fn run(tree: &Tree, notifier: &Notifier, queue: &Receiver<Notice>, no
     }
 }
 
-/// Passes on what is included, but for what came through the mount: the kernel knows that already.
-fn listen(mut events: broadcast::Receiver<Arc<Event>>, notices: &Sender<Notice>) {
+/// Passes on what is included, but for what came through this mount, `ours`: the kernel knows that already.
+fn listen(mut events: broadcast::Receiver<Arc<Event>>, ours: Origin, notices: &Sender<Notice>) {
     loop {
         let mut next = match events.blocking_recv() {
             Ok(event) => Ok(event),
@@ -75,7 +75,7 @@ fn listen(mut events: broadcast::Receiver<Arc<Event>>, notices: &Sender<Notice>)
         let mut mine = true;
         loop {
             let notice = match next {
-                Ok(event) if event.origin == Origin::Mount => None,
+                Ok(event) if event.origin == ours => None,
                 Ok(event) => Some(Notice::Event(event)),
                 Err(TryRecvError::Lagged(_)) => Some(Notice::Lagged),
                 Err(TryRecvError::Empty | TryRecvError::Closed) => break,
@@ -111,8 +111,9 @@ impl Herald<'_> {
         }
         if let Some(registry) = &now {
             let events = registry.events();
-            let notices = notices.clone();
-            let listener = std::thread::Builder::new().name("fs-events".into()).spawn(move || listen(events, &notices));
+            let (ours, notices) = (self.tree.origin(), notices.clone());
+            let listener =
+                std::thread::Builder::new().name("fs-events".into()).spawn(move || listen(events, ours, &notices));
             if let Err(error) = listener {
                 tracing::error!(target: "fs", %error, "changes from elsewhere will be seen late");
                 return;
@@ -141,7 +142,7 @@ impl Herald<'_> {
     }
 
     fn event(&mut self, event: &Event) {
-        if event.origin == Origin::Mount {
+        if event.origin == self.tree.origin() {
             return;
         }
         if self.tree.kv(&event.store).is_ok() {

@@ -6,7 +6,7 @@ use super::errno::{self, Answer, Failure};
 use super::inodes::{Attr, Seen, Type};
 use super::rooms::Reader;
 use super::tree::{Tree, locked};
-use crate::replication::log::{Origin, Receipt};
+use crate::replication::log::Receipt;
 use crate::stores::Chat;
 use crate::stores::chat::Op;
 
@@ -136,7 +136,7 @@ fn post(tree: &Tree, handle: &RoomHandle, lines: &[u8]) -> Answer<()> {
     if ops.is_empty() {
         return Ok(());
     }
-    let receipt = chat.submit(&ops, Origin::Mount)?;
+    let receipt = chat.submit(&ops, tree.origin())?;
     *locked(&handle.last) = Some(receipt);
     Ok(())
 }

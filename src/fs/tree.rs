@@ -69,7 +69,11 @@ pub(crate) struct Tree {
     pub(crate) calls: super::pool::Calls,
     pub(crate) rooms: super::rooms::Rooms,
     notices: Sender<Notice>,
+    /// Which of the process's mounts it is.
+    number: u64,
 }
+
+static MOUNTS: AtomicU64 = AtomicU64::new(0);
 
 impl std::fmt::Debug for Tree {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -99,7 +103,13 @@ impl Tree {
             calls: super::pool::Calls::default(),
             rooms: super::rooms::Rooms::default(),
             notices,
+            number: MOUNTS.fetch_add(1, Ordering::Relaxed),
         }
+    }
+
+    /// Who brings what is written here: the kernel knows it in this mount, and in no other.
+    pub(crate) const fn origin(&self) -> Origin {
+        Origin::Mount(self.number)
     }
 
     pub(crate) fn table(&self) -> MutexGuard<'_, Inodes> {
@@ -132,7 +142,7 @@ impl Tree {
 
     /// Makes one entry of `ops`.
     pub(crate) fn commit(&self, kv: &Kv, ops: Vec<Op>) -> Answer<Receipt> {
-        let receipt = kv.submit(ops, Origin::Mount)?;
+        let receipt = kv.submit(ops, self.origin())?;
         self.table().latest.insert(kv.log().store(), receipt);
         Ok(receipt)
     }

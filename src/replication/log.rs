@@ -78,8 +78,8 @@ const EVENTS: usize = 16_384;
 /// Who brought an entry here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    /// A program on this machine, through the mount: the kernel's caches know of it already.
-    Mount,
+    /// A program on this machine, through the mount of this number: what the kernel keeps for that mount knows of it already.
+    Mount(u64),
     /// This node, by another way: a command, the daemon itself.
     Local,
     /// Another node, pushed by gossip: its neighbours have it too.

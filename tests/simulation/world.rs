@@ -545,7 +545,7 @@ impl World {
             let value = Value::Bytes(vec![byte; usize::try_from(size).unwrap()]);
             Op::Put { path, supersedes, kind: Kind::File, mode: 0o644, mtime: 0, value }
         };
-        kv.submit(vec![op], Origin::Mount).unwrap();
+        kv.submit(vec![op], Origin::Mount(0)).unwrap();
         self.commit_soon(n);
     }
 

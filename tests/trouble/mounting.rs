@@ -49,6 +49,10 @@ fn without_the_device_the_sentence_names_it_and_the_node_does_not_stay() {
     let said = no_start(&node, REFUSED);
     assert!(said.error.contains("/dev/fuse is missing") && said.all().contains("modprobe fuse"), "{}", said.all());
     refused(&node, &["status"], NOT_RUNNING);
+    let doctor = node.attempt(&["doctor"]);
+    let says = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert_eq!(doctor.status.code(), Some(1), "{says}");
+    assert!(says.contains("BAD   /dev/fuse") && says.contains("modprobe fuse"), "{says}");
     node.lattice(&["up", "--no-mount", "--listen", "127.0.0.1:0"]);
     node.lattice(&["mesh", "init"]);
     node.lattice(&["kv", "put", "key", "value"]);
@@ -66,6 +70,9 @@ fn a_kept_port_that_is_taken_is_named_and_still_kept() {
     let said = no_start(&node, REFUSED);
     assert!(said.error.contains(&port.to_string()) && said.error.contains("in use"), "{}", said.error);
     assert!(said.all().contains("--listen"), "{}", said.all());
+    let doctor = node.command(&["doctor"]).env("LATTICE_LISTEN", "127.0.0.1:0").output().unwrap();
+    let says = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(says.contains(&format!("BAD   port            127.0.0.1:{port} (UDP) can't be had")), "{says}");
     refused(&node, &["status"], NOT_RUNNING);
     drop(taker);
     node.up();
@@ -102,6 +109,33 @@ fn up_and_down_may_be_said_twice_and_up_elsewhere_adds_a_mount() {
     assert_eq!(json(&node, &["down"])["stopped"], false);
     assert!(!is_mounted(&node.mount()));
     refused(&node, &["down", text(&second)], NOT_RUNNING);
+}
+
+#[test]
+fn what_is_done_through_one_mount_of_a_node_is_seen_through_another_whatever_the_kernel_keeps() {
+    let node = founder();
+    let second = node.mount().with_file_name("second");
+    fs::create_dir(&second).unwrap();
+    node.lattice(&["up", text(&second)]);
+    let (here, there) = (node.keys(), second.join("stores/home/keys"));
+    for (here, there) in [(&here, &there), (&there, &here)] {
+        assert!(!there.join("key").exists(), "asked for, so that the kernel keeps that it is missing");
+        fs::write(here.join("key"), "first").unwrap();
+        eventually("a new file", || fs::read_to_string(there.join("key")).is_ok_and(|value| value == "first"));
+        assert_eq!(fs::metadata(there.join("key")).unwrap().len(), 5);
+        fs::write(here.join("key"), "the second value").unwrap();
+        eventually("a new value", || {
+            fs::read_to_string(there.join("key")).is_ok_and(|value| value == "the second value")
+        });
+        eventually("its size", || fs::metadata(there.join("key")).unwrap().len() == 16);
+        fs::rename(here.join("key"), here.join("other")).unwrap();
+        eventually("another name", || there.join("other").exists() && !there.join("key").exists());
+        fs::remove_file(here.join("other")).unwrap();
+        eventually("that it is gone", || {
+            fs::read_dir(there).unwrap().next().is_none() && !there.join("other").exists()
+        });
+    }
+    node.lattice(&["down", text(&second)]);
 }
 
 #[test]

@@ -55,7 +55,7 @@ impl Replica {
         let mut tips: BTreeMap<NodeId, (u64, Hash)> = BTreeMap::new();
         for (entry, origin) in entries {
             match origin {
-                Origin::Mount | Origin::Local => local.push(entry),
+                Origin::Mount(_) | Origin::Local => local.push(entry),
                 Origin::Pulled => {
                     tips.insert(entry.header().author, (entry.header().seq, entry.hash()));
                 }
