@@ -96,6 +96,28 @@ impl Log {
         self.tip_in(view, author)
     }
 
+    /// The entries whose hashes begin with these hexadecimal digits, at most `limit` of them; none if it is no such text.
+    ///
+    /// # Errors
+    /// If the file can't be read.
+    pub fn begin_with(&self, view: &View<'_>, digits: &str, limit: usize) -> Result<Vec<Entry>> {
+        let whole = digits.get(..digits.len().min(32) & !1).unwrap_or_default();
+        let Ok(start) = data_encoding::HEXLOWER_PERMISSIVE.decode(whole.as_bytes()) else { return Ok(Vec::new()) };
+        let digits = digits.to_ascii_lowercase();
+        let mut end = Vec::new();
+        let mut found = Vec::new();
+        let mut failed = Ok(());
+        view.scan(HASHES, prefix(&start, &mut end), false, &mut |_, row| {
+            match self.entry_in(view, &row[..8.min(row.len())]) {
+                Ok(entry) if entry.hash().to_string().starts_with(&digits) => found.push(entry),
+                Ok(_) => {}
+                Err(error) => failed = Err(error),
+            }
+            if failed.is_ok() && found.len() < limit { Flow::Continue(()) } else { Flow::Break(()) }
+        })?;
+        failed.map(|()| found)
+    }
+
     /// The last entry of each author's chain.
     ///
     /// # Errors

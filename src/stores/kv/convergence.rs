@@ -17,11 +17,11 @@ use crate::replication::log::{Origin, Verdict};
 use crate::stores::merge::Merge;
 use crate::stores::testing::{START, Shelf, clock, log};
 
-const PATHS: [&str; 8] = ["a", "a/b", "a/b/c", "a/b/d", "a!", "b", "b/c", "c"];
-const AUTHORS: u8 = 4;
+pub(super) const PATHS: [&str; 8] = ["a", "a/b", "a/b/c", "a/b/d", "a!", "b", "b/c", "c"];
+pub(super) const AUTHORS: u8 = 4;
 
 #[derive(Debug, Clone)]
-enum Step {
+pub(super) enum Step {
     /// Puts a file, having read it.
     Put {
         path: usize,
@@ -58,7 +58,7 @@ enum Step {
     },
 }
 
-fn step() -> impl Strategy<Value = (u8, Step)> {
+pub(super) fn step() -> impl Strategy<Value = (u8, Step)> {
     let path = || 0..PATHS.len();
     let step = prop_oneof![
         4 => (path(), 0u8..3).prop_map(|(path, text)| Step::Put { path, text }),
@@ -95,7 +95,7 @@ fn put(path: &str, supersedes: Vec<HeadId>, text: u8) -> Op {
     Op::Put { path: path.into(), supersedes, kind: Kind::File, mode: 0o644, mtime: text.into(), value }
 }
 
-fn take(nodes: &[Kv], me: usize, step: &Step) {
+pub(super) fn take(nodes: &[Kv], me: usize, step: &Step) {
     let kv = &nodes[me];
     let heads = |path: usize| kv.heads(PATHS[path].as_bytes()).unwrap();
     let ids = |heads: &Option<Heads>| -> Vec<HeadId> {

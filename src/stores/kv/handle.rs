@@ -107,7 +107,7 @@ impl Kv {
         &self.log
     }
 
-    fn view(&self) -> Result<View<'_>> {
+    pub(super) fn view(&self) -> Result<View<'_>> {
         Ok(self.log.database().view()?)
     }
 
@@ -392,7 +392,7 @@ fn blob(op: &Op) -> Option<Hash> {
 }
 
 /// The first row behind the subtree of this name.
-fn behind(base: &[u8], name: &[u8]) -> Vec<u8> {
+pub(super) fn behind(base: &[u8], name: &[u8]) -> Vec<u8> {
     [base, name, &[SEPARATOR + 1]].concat()
 }
 

@@ -23,6 +23,7 @@ mod machine;
 mod model;
 #[cfg(test)]
 mod moments;
+mod past;
 mod path;
 mod rows;
 #[cfg(test)]
@@ -33,4 +34,5 @@ pub use describe::describe;
 pub use handle::{Kv, KvError, Opened, PATIENCE};
 pub use machine::Machine;
 pub use model::{Content, Head, HeadId, Heads, Kind, Node, Op, Value, Version};
+pub use past::{Lens, Moment};
 pub use path::{BadPath, check as check_path};
