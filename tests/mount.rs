@@ -16,6 +16,8 @@ mod chat;
 mod conflicts;
 #[path = "mount/files.rs"]
 mod files;
+#[path = "mount/past.rs"]
+mod past;
 #[path = "mount/remote.rs"]
 mod remote;
 #[path = "mount/session.rs"]

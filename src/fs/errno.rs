@@ -39,6 +39,7 @@ pub(crate) const APPEND_ONLY: Failure = Failure::Refused(libc::EPERM, "a room ca
 pub(crate) const READER: Failure = Failure::Refused(libc::EROFS, "this node may only read; an admin can change that");
 pub(crate) const REGAINING: Failure =
     Failure::Refused(libc::EROFS, "the store's file was lost, and no member has brought back yet what was in it");
+pub(crate) const PAST: Failure = Failure::Refused(libc::EROFS, "what was can only be read");
 pub(crate) const NO_SPACE: Failure = Failure::Refused(libc::ENOSPC, "the disk that holds the drafts is full");
 pub(crate) const CLOSED: Failure = Failure::Refused(libc::EIO, "the store is closed or damaged; see `lattice status`");
 pub(crate) const OWNER: Failure =

@@ -63,6 +63,13 @@ impl Tree {
                 | Place::HeadsOf(_)
                 | Place::HeadsPath(_)
                 | Place::Head(_)
+                | Place::Moments(_)
+                | Place::Authors(_)
+                | Place::Then(..)
+                | Place::Past(..)
+                | Place::History(_)
+                | Place::HistoryPath(_)
+                | Place::Version(_)
                 | Place::Peer
                 | Place::PeerFile
                 | Place::Room,
@@ -82,7 +89,7 @@ impl Tree {
                 Ok(())
             }
             Handle::Room(room) => super::chat::write(self, room, data),
-            Handle::Directory(_) | Handle::Text(_) | Handle::Head(_) => Err(errno::GENERATED),
+            Handle::Directory(_) | Handle::Text(_) | Handle::Version(_) => Err(errno::GENERATED),
         }
     }
 
@@ -95,7 +102,7 @@ impl Tree {
                 if same_process(by, writer) { self.flush(file) } else { Ok(()) }
             }
             Handle::Room(room) => super::chat::flush(self, room),
-            Handle::Directory(_) | Handle::Text(_) | Handle::Head(_) => Ok(()),
+            Handle::Directory(_) | Handle::Text(_) | Handle::Version(_) => Ok(()),
         }
     }
 
@@ -104,7 +111,7 @@ impl Tree {
         match self.let_go(handle).as_deref() {
             Some(Handle::File(file)) => self.release(file),
             Some(Handle::Room(room)) => super::chat::flush(self, room),
-            Some(Handle::Directory(_) | Handle::Text(_) | Handle::Head(_)) | None => Ok(()),
+            Some(Handle::Directory(_) | Handle::Text(_) | Handle::Version(_)) | None => Ok(()),
         }
     }
 
@@ -112,7 +119,7 @@ impl Tree {
         match &*self.handle(handle)? {
             Handle::File(file) => self.sync(file),
             Handle::Room(room) => super::chat::sync(self, room),
-            Handle::Directory(_) | Handle::Text(_) | Handle::Head(_) => Ok(()),
+            Handle::Directory(_) | Handle::Text(_) | Handle::Version(_) => Ok(()),
         }
     }
 

@@ -2,14 +2,13 @@
 //!
 //! A conflict is settled by writing the key, by copying or moving a head onto it, or by removing the heads that lose.
 
-use std::time::Duration;
-
 use super::errno::{self, Answer};
 use super::inodes::{Attr, Place, Seen, Type, join};
 use super::tree::Tree;
+use super::write::same;
 use crate::ids::StoreId;
 use crate::stores::Merge;
-use crate::stores::kv::{Head, HeadId, Heads, Kind, Kv, Op, Opened, Value};
+use crate::stores::kv::{Head, HeadId, Heads, Kind, Kv, Op};
 
 /// Conflicts listed in one directory at most at a time.
 const PAGE: usize = 1_024;
@@ -31,7 +30,8 @@ fn conflict(kv: &Kv, path: &[u8]) -> Answer<Option<Heads>> {
 const fn kind(head: &Head) -> Type {
     match head.kind {
         Kind::Symlink => Type::Symlink,
-        Kind::File | Kind::Directory | Kind::Deleted => Type::File,
+        Kind::Directory => Type::Directory,
+        Kind::File | Kind::Deleted => Type::File,
     }
 }
 
@@ -109,19 +109,9 @@ fn nanos(head: &Head) -> i64 {
     i64::try_from(head.hlc.millis().0).unwrap_or(i64::MAX).saturating_mul(1_000_000)
 }
 
-/// A head's content. Never waits for the network: a large value that is not here fails at once.
-pub(crate) fn open(tree: &Tree, file: &Seen, store: StoreId) -> Answer<Opened> {
-    let (.., head) = this(tree, file, store)?;
-    Ok(tree.kv(&store)?.read_within(&head, Duration::ZERO)?)
-}
-
-/// Where a head that is a symbolic link points.
-pub(crate) fn target(tree: &Tree, file: &Seen, store: StoreId) -> Answer<Vec<u8>> {
-    let (.., head) = this(tree, file, store)?;
-    match tree.kv(&store)?.read_within(&head, Duration::ZERO)? {
-        Opened::Bytes(bytes) => Ok(bytes),
-        Opened::File(..) => Err(errno::INVALID),
-    }
+/// The head that a file is.
+pub(crate) fn version(tree: &Tree, file: &Seen, store: StoreId) -> Answer<Head> {
+    this(tree, file, store).map(|(.., head)| head)
 }
 
 /// `rm` of a head: the others stay, and the first of them is written again to say so.
@@ -140,14 +130,9 @@ pub(crate) fn remove(tree: &Tree, file: &Seen, store: StoreId) -> Answer<()> {
 fn again(path: Vec<u8>, head: &Head, supersedes: Vec<HeadId>) -> Op {
     match head.kind {
         Kind::Deleted => Op::Delete { path, supersedes },
-        Kind::File | Kind::Directory | Kind::Symlink => Op::Put {
-            path,
-            supersedes,
-            kind: head.kind,
-            mode: head.mode,
-            mtime: head.mtime,
-            value: Value::Same(head.content),
-        },
+        Kind::File | Kind::Directory | Kind::Symlink => {
+            Op::Put { path, supersedes, kind: head.kind, mode: head.mode, mtime: head.mtime, value: same(head.content) }
+        }
     }
 }
 

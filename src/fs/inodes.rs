@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::draft::Draft;
 use super::errno::{Answer, STALE};
+use super::past::Glass;
 use crate::ids::StoreId;
 use crate::replication::log::Receipt;
 use crate::stores::kv::HeadId;
@@ -40,6 +41,20 @@ pub(crate) enum Place {
     HeadsPath(StoreId),
     /// One head of a key.
     Head(StoreId),
+    /// `/stores/<name>/.at`.
+    Moments(StoreId),
+    /// `/stores/<name>/.by`.
+    Authors(StoreId),
+    /// A directory in one of these: the top of what it shows.
+    Then(StoreId, Glass),
+    /// Below it: what was a key, or a directory of keys.
+    Past(StoreId, Glass),
+    /// `/stores/<name>/.history`.
+    History(StoreId),
+    /// Below it: a directory on the way to a key that ever was, or the key itself.
+    HistoryPath(StoreId),
+    /// One version of a key.
+    Version(StoreId),
     /// `/peers`.
     Peers,
     /// `/peers/<name>`.
@@ -53,6 +68,20 @@ pub(crate) enum Place {
 }
 
 impl Place {
+    /// Whether it is of the past, which nobody can change.
+    pub(crate) const fn is_past(self) -> bool {
+        matches!(
+            self,
+            Self::Moments(_)
+                | Self::Authors(_)
+                | Self::Then(..)
+                | Self::Past(..)
+                | Self::History(_)
+                | Self::HistoryPath(_)
+                | Self::Version(_)
+        )
+    }
+
     /// Whether it is the directory of this store, or of its conflicts.
     pub(crate) fn is_of(self, store: &StoreId) -> bool {
         matches!(self, Self::Store(id) | Self::HeadsOf(id) if id == *store)
@@ -208,7 +237,12 @@ impl Inodes {
         let mut at = ino;
         while let Some(inode) = self.nodes.get(&at) {
             match inode.place {
-                Place::Key(_) | Place::HeadsPath(_) | Place::Head(_) => names.push(&inode.name),
+                Place::Key(_)
+                | Place::HeadsPath(_)
+                | Place::Head(_)
+                | Place::Past(..)
+                | Place::HistoryPath(_)
+                | Place::Version(_) => names.push(&inode.name),
                 Place::Root
                 | Place::Readme
                 | Place::Stores
@@ -217,6 +251,10 @@ impl Inodes {
                 | Place::Keys(_)
                 | Place::Heads
                 | Place::HeadsOf(_)
+                | Place::Moments(_)
+                | Place::Authors(_)
+                | Place::Then(..)
+                | Place::History(_)
                 | Place::Peers
                 | Place::Peer
                 | Place::PeerFile

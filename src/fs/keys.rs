@@ -270,7 +270,7 @@ impl Tree {
         match handle {
             Handle::File(file) => self.read_key(file, offset, size, patience),
             Handle::Text(bytes) => Ok(part(bytes, offset, size)),
-            Handle::Head(opened) => read_opened(opened, offset, size),
+            Handle::Version(version) => version.read(self, offset, size, patience),
             Handle::Room(room) => super::chat::read(self, room, offset, size),
             Handle::Directory(_) => Err(errno::IS_DIRECTORY),
         }
@@ -316,7 +316,7 @@ impl Tree {
     }
 }
 
-fn read_opened(opened: &Opened, offset: u64, size: usize) -> Answer<Vec<u8>> {
+pub(crate) fn read_opened(opened: &Opened, offset: u64, size: usize) -> Answer<Vec<u8>> {
     match opened {
         Opened::Bytes(bytes) => Ok(part(bytes, offset, size)),
         Opened::File(file, _) => Ok(read_at(file, offset, size)?),

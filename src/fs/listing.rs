@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 
 use super::errno::{self, Answer};
 use super::inodes::{Attr, Place, Seen, Type, number};
-use super::keys;
 use super::tree::{Handle, LONG, NONE, Tree, locked};
+use super::{history, keys, past};
 use crate::ids::StoreId;
 
 /// Names read from a store at a time.
@@ -19,6 +19,12 @@ pub(crate) struct Row {
     kind: Type,
     /// Its attributes but for the inode's number, if they are at hand.
     attr: Option<Attr>,
+}
+
+impl Row {
+    fn with(name: Vec<u8>, place: Place, attr: Attr) -> Self {
+        Self { name, place, kind: attr.kind, attr: Some(attr) }
+    }
 }
 
 /// An open directory: how far it was read.
@@ -146,6 +152,14 @@ impl Tree {
         }
         match seen.place {
             Place::Keys(store) | Place::Key(store) => self.more_keys(listing, seen, store)?,
+            Place::Then(store, glass) | Place::Past(store, glass) => {
+                let page = past::page(self, seen, (store, glass), listing.after.as_deref(), PAGE)?;
+                listing.done = page.len() < PAGE;
+                listing.after = page.last().map(|(name, _)| name.clone());
+                let place = Place::Past(store, glass);
+                listing.rows.extend(page.into_iter().map(|(name, attr)| Row::with(name, place, attr)));
+            }
+            Place::History(store) | Place::HistoryPath(store) => self.more_history(listing, seen, store)?,
             _ => {
                 let rows = self.fixed_children(seen)?.into_iter();
                 listing.rows.extend(rows.map(|(name, place, kind)| Row { name, place, kind, attr: None }));
@@ -153,6 +167,23 @@ impl Tree {
             }
         }
         Ok(!listing.rows.is_empty() || self.more(listing, seen)?)
+    }
+
+    fn more_history(&self, listing: &mut Listing, seen: &Seen, store: StoreId) -> Answer<()> {
+        let mut versions = Vec::new();
+        if listing.after.is_none() {
+            versions = history::versions(self, seen, store)?;
+        }
+        let names = self.kv(&store)?.names_ever(&seen.path, listing.after.as_deref(), PAGE)?;
+        listing.done = names.len() < PAGE;
+        listing.after = names.last().cloned();
+        let other = |name: &Vec<u8>| !versions.iter().any(|(version, _)| version == name);
+        let names: Vec<_> = names.into_iter().filter(other).collect();
+        let version = Place::Version(store);
+        listing.rows.extend(versions.into_iter().map(|(name, attr)| Row::with(name, version, attr)));
+        let (place, kind) = (Place::HistoryPath(store), Type::Directory);
+        listing.rows.extend(names.into_iter().map(|name| Row { name, place, kind, attr: None }));
+        Ok(())
     }
 
     fn more_keys(&self, listing: &mut Listing, seen: &Seen, store: StoreId) -> Answer<()> {

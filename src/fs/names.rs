@@ -40,6 +40,7 @@ impl Tree {
         let store = match seen.place {
             Place::Keys(store) | Place::Key(store) if seen.kind == Type::Directory => store,
             Place::Key(_) => return Err(errno::NOT_DIRECTORY),
+            place if place.is_past() => return Err(errno::PAST),
             _ => return Err(errno::NOT_HERE),
         };
         if !seen.attached {
@@ -304,6 +305,13 @@ impl Tree {
     /// Removes an empty directory.
     pub(crate) fn remove_directory(&self, parent: u64, name: &[u8]) -> Answer<()> {
         let directory = self.table().see(parent)?;
+        let head = {
+            let table = self.table();
+            table.child(parent, name).and_then(|ino| table.place(ino))
+        };
+        if let (Place::HeadsPath(store), Some(Place::Head(_))) = (directory.place, head) {
+            return self.remove_head(&directory, store, name);
+        }
         if matches!(directory.place, Place::HeadsOf(_) | Place::HeadsPath(_) | Place::Heads) {
             return Err(Failure::Refused(libc::EPERM, "it goes by itself when its conflicts are settled"));
         }

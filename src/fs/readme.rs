@@ -9,6 +9,9 @@ What you write here is signed, kept on this machine, and copied to the others as
   stores/<name>/keys/   the files of a store: use any program on them; one save is one version
   stores/<name>/.heads  where two machines changed the same file: each version, to compare
   .heads/               the same for all stores; `find .heads -type f` lists what needs a person
+  stores/<name>/.at/    the store as it was: .at/2h-ago, .at/14:00, .at/2026-11-22T14:00, .at/<entry's hash>
+  stores/<name>/.history/<path>/   every version of a file, the oldest first
+  stores/<name>/.by/<machine>/     the files that this machine wrote last
   chat/<room>           read it, or append a line: echo hello >> chat/room ; tail -f follows;
                         lines that do more: /reply ID text, /react ID 👍, /edit ID text, /redact ID
   peers/<name>/         the machines: status, address, rtt, last_seen, lag

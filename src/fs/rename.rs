@@ -44,6 +44,7 @@ impl Tree {
         match source.place {
             Place::HeadsOf(store) | Place::HeadsPath(store) => return self.settle_by_rename(&source, store, from, to),
             Place::Keys(_) | Place::Key(_) => {}
+            place if place.is_past() => return Err(errno::PAST),
             _ => return Err(Failure::Refused(libc::EPERM, "what is generated can't be renamed")),
         }
         let (_, store, _) = self.place_for(from.parent, from.name)?;
@@ -358,7 +359,7 @@ impl Tree {
         }
         let _names = self.changing();
         let rename = Renaming { store, from, to, ino, noreplace: false };
-        let (_, target) = self.replaced(&kv, &rename, false)?;
+        let (_, target) = self.replaced(&kv, &rename, head.kind == Type::Directory)?;
         let other = self.key_inode(store, &source.path).filter(|_| source.path != target.path);
         heads::settle(self, &head, store, target.path.clone())?;
         let last = target.ino.and_then(|ino| self.attr(ino).ok());

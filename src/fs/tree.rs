@@ -18,12 +18,12 @@ use super::inodes::{Attr, Inodes, Place, ROOT, Seen, Type};
 use super::keys::FileHandle;
 use super::listing::Listing;
 use super::waiting::Waiting;
-use super::{Sources, chat, heads, keys, members, readme};
+use super::{Sources, chat, heads, history, keys, members, past, readme};
 use crate::clock;
 use crate::ids::StoreId;
 use crate::replication::log::{Origin, Receipt};
 use crate::stores::Registry;
-use crate::stores::kv::{Kv, Op, Opened};
+use crate::stores::kv::{Kv, Op};
 
 /// How long the kernel may keep what it was told, unless it is told otherwise.
 pub(crate) const LONG: Duration = Duration::from_secs(24 * 60 * 60);
@@ -46,8 +46,8 @@ pub(crate) enum Handle {
     Directory(Mutex<Listing>),
     /// A generated file, as it was when it was opened.
     Text(Vec<u8>),
-    /// A head of a key.
-    Head(Opened),
+    /// A version of a key.
+    Version(past::VersionHandle),
     Room(chat::RoomHandle),
 }
 
@@ -68,6 +68,7 @@ pub(crate) struct Tree {
     pub(crate) busy: super::handles::Busy,
     pub(crate) calls: super::pool::Calls,
     pub(crate) rooms: super::rooms::Rooms,
+    pub(crate) moments: past::Moments,
     notices: Sender<Notice>,
     /// Which of the process's mounts it is.
     number: u64,
@@ -102,6 +103,7 @@ impl Tree {
             busy: super::handles::Busy::default(),
             calls: super::pool::Calls::default(),
             rooms: super::rooms::Rooms::default(),
+            moments: past::Moments::default(),
             notices,
             number: MOUNTS.fetch_add(1, Ordering::Relaxed),
         }
@@ -206,11 +208,23 @@ impl Tree {
             Place::Store(id) => match name {
                 b"keys" => fixed(Place::Keys(id), Type::Directory),
                 b".heads" => fixed(Place::Link(id), Type::Symlink),
+                b".at" => fixed(Place::Moments(id), Type::Directory),
+                b".by" => fixed(Place::Authors(id), Type::Directory),
+                b".history" => fixed(Place::History(id), Type::Directory),
                 _ => None,
             },
             Place::Heads => store(name).and_then(|(_, id)| fixed(Place::HeadsOf(id), Type::Directory)),
             Place::HeadsOf(id) | Place::HeadsPath(id) => {
                 heads::look(self, directory, id, name)?.map(|(place, kind)| (place, kind, NONE))
+            }
+            Place::Moments(id) | Place::Authors(id) => {
+                past::look_top(self, directory, id, name)?.map(|(place, kind)| (place, kind, NONE))
+            }
+            Place::Then(id, glass) | Place::Past(id, glass) => {
+                past::look(self, directory, (id, glass), name)?.map(|(place, kind)| (place, kind, NONE))
+            }
+            Place::History(id) | Place::HistoryPath(id) => {
+                history::look(self, directory, id, name)?.map(|(place, kind)| (place, kind, NONE))
             }
             Place::Peers => members::is(self, name).then_some((Place::Peer, Type::Directory, NONE)),
             Place::Peer => {
@@ -218,7 +232,9 @@ impl Tree {
             }
             Place::Chat => chat::is(self, name).then_some((Place::Room, Type::File, NONE)),
             Place::Keys(_) | Place::Key(_) => None,
-            Place::Readme | Place::Link(_) | Place::Head(_) | Place::PeerFile | Place::Room => {
+            // A directory that is a head or a version of a key is an empty one: what was in it are other keys.
+            Place::Head(_) | Place::Version(_) if directory.kind == Type::Directory => None,
+            Place::Readme | Place::Link(_) | Place::Head(_) | Place::Version(_) | Place::PeerFile | Place::Room => {
                 return Err(errno::NOT_DIRECTORY);
             }
         })
@@ -239,6 +255,8 @@ impl Tree {
             Place::Store(id) => vec![dir("keys", Place::Keys(id))],
             Place::Heads => stores().map(|(name, id)| dir(&name, Place::HeadsOf(id))).collect(),
             Place::HeadsOf(id) | Place::HeadsPath(id) => heads::list(self, directory, id)?,
+            Place::Authors(id) => past::names(self, id)?,
+            Place::Moments(_) => Vec::new(),
             Place::Peers => members::names(self).iter().map(|name| dir(name, Place::Peer)).collect(),
             Place::Peer => {
                 members::FILES.iter().map(|file| (file.as_bytes().to_vec(), Place::PeerFile, Type::File)).collect()
@@ -246,8 +264,14 @@ impl Tree {
             Place::Chat => {
                 chat::names(self).into_iter().map(|name| (name.into_bytes(), Place::Room, Type::File)).collect()
             }
-            Place::Keys(_) | Place::Key(_) => Vec::new(),
-            Place::Readme | Place::Link(_) | Place::Head(_) | Place::PeerFile | Place::Room => {
+            Place::Keys(_)
+            | Place::Key(_)
+            | Place::Then(..)
+            | Place::Past(..)
+            | Place::History(_)
+            | Place::HistoryPath(_) => Vec::new(),
+            Place::Head(_) | Place::Version(_) if directory.kind == Type::Directory => Vec::new(),
+            Place::Readme | Place::Link(_) | Place::Head(_) | Place::Version(_) | Place::PeerFile | Place::Room => {
                 return Err(errno::NOT_DIRECTORY);
             }
         })
@@ -263,6 +287,11 @@ impl Tree {
                 directory(0o755)
             }
             Place::HeadsOf(_) | Place::HeadsPath(_) | Place::Keys(_) => directory(0o755),
+            Place::Moments(_) | Place::Authors(_) | Place::Then(..) | Place::History(_) | Place::HistoryPath(_) => {
+                directory(0o555)
+            }
+            Place::Past(id, glass) => past::attr(self, &seen, id, glass)?,
+            Place::Version(id) => history::attr(self, &seen, id)?,
             Place::Readme => attr(Type::File, 0o444, readme::text(self).len()),
             Place::Link(id) => attr(Type::Symlink, 0o777, self.link(&id)?.len()),
             Place::PeerFile => attr(Type::File, 0o444, members::text(self, &seen)?.len()),
@@ -283,7 +312,9 @@ impl Tree {
         match seen.place {
             Place::Link(id) => self.link(&id),
             Place::Key(id) => self.key_target(&seen, id),
-            Place::Head(id) => heads::target(self, &seen, id),
+            Place::Head(id) => past::target(self, id, &heads::version(self, &seen, id)?),
+            Place::Past(id, glass) => past::target(self, id, &past::version(self, &seen, id, glass)?),
+            Place::Version(id) => past::target(self, id, &history::version(self, &seen, id)?),
             Place::Root
             | Place::Readme
             | Place::Stores
@@ -292,6 +323,11 @@ impl Tree {
             | Place::Heads
             | Place::HeadsOf(_)
             | Place::HeadsPath(_)
+            | Place::Moments(_)
+            | Place::Authors(_)
+            | Place::Then(..)
+            | Place::History(_)
+            | Place::HistoryPath(_)
             | Place::Peers
             | Place::Peer
             | Place::PeerFile
@@ -304,6 +340,10 @@ impl Tree {
     pub(crate) fn open(&self, ino: u64, flags: i32) -> Answer<Open> {
         let seen = self.table().see(ino)?;
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0;
+        let version = |store, head| {
+            let handle = Handle::Version(past::VersionHandle::new(store, head));
+            Ok(Open { handle: self.hold(handle), caching: Caching::Default })
+        };
         let text = |bytes| Ok(Open { handle: self.hold(Handle::Text(bytes)), caching: Caching::Direct });
         match seen.place {
             Place::Key(id) => {
@@ -315,13 +355,13 @@ impl Tree {
                 let handle = chat::open(self, &seen, flags)?;
                 Ok(Open { handle: self.hold(Handle::Room(handle)), caching: Caching::Direct })
             }
+            place if writes && place.is_past() => Err(errno::PAST),
             _ if writes => Err(errno::GENERATED),
             Place::Readme => text(readme::text(self)),
             Place::PeerFile => text(members::text(self, &seen)?),
-            Place::Head(id) => {
-                let opened = heads::open(self, &seen, id)?;
-                Ok(Open { handle: self.hold(Handle::Head(opened)), caching: Caching::Default })
-            }
+            Place::Head(id) => version(id, heads::version(self, &seen, id)?),
+            Place::Past(id, glass) => version(id, past::version(self, &seen, id, glass)?),
+            Place::Version(id) => version(id, history::version(self, &seen, id)?),
             Place::Root
             | Place::Stores
             | Place::Store(_)
@@ -330,6 +370,11 @@ impl Tree {
             | Place::Heads
             | Place::HeadsOf(_)
             | Place::HeadsPath(_)
+            | Place::Moments(_)
+            | Place::Authors(_)
+            | Place::Then(..)
+            | Place::History(_)
+            | Place::HistoryPath(_)
             | Place::Peers
             | Place::Peer
             | Place::Chat => Err(errno::IS_DIRECTORY),

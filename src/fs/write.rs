@@ -343,6 +343,7 @@ impl Tree {
             }
             super::inodes::Place::Room if wanted.size.is_some() => Err(errno::APPEND_ONLY),
             super::inodes::Place::Room if wanted.mode.is_none() => self.attr(ino),
+            place if place.is_past() => Err(errno::PAST),
             _ => Err(Failure::Refused(libc::EPERM, "what is generated can't be changed")),
         }
     }

@@ -118,3 +118,22 @@ fn renaming_takes_a_conflict_along() {
     assert_eq!(files(&world).len(), 2);
     assert!(files(&world)[0].contains("/e/f/"));
 }
+
+#[test]
+fn a_directory_that_is_a_head_is_a_directory_and_two_of_them_are_no_conflict() {
+    let world = World::new();
+    world.there.pull(&world.here);
+    world.there.put("a", b"a file\n");
+    world.sh("mkdir a");
+    world.there.make_directory("b", 0o700);
+    world.sh("mkdir -m 755 b");
+    world.here.pull(&world.there);
+    eventually("the conflict", || world.here.heads("a").unwrap().all().len() == 2);
+    assert_eq!(world.here.heads("b").unwrap().all().len(), 2);
+    assert_eq!(files(&world).len(), 1, "the file's head alone is a file");
+    let directory = world.sh("find $MESH/.heads/home/a -mindepth 1 -type d").trim().to_owned();
+    assert_eq!(world.sh(&format!("ls -A {directory}")), "");
+    assert_eq!(world.entries_of(&format!("rmdir {directory}")), 1);
+    assert!(files(&world).is_empty());
+    eventually("the file", || fs::read_to_string(world.key("a")).is_ok_and(|text| text == "a file\n"));
+}

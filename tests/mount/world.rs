@@ -16,7 +16,7 @@ use lattice::ids::{Hash, NodeId};
 use lattice::peers::{Peer, Peers};
 use lattice::replication::log::Origin;
 use lattice::replication::membership::Role;
-use lattice::stores::kv::{HeadId, Heads, Kind, Kv, Op, Opened};
+use lattice::stores::kv::{HeadId, Heads, Kind, Kv, Op, Opened, Value};
 use lattice::stores::root::{Op as RootOp, genesis};
 use lattice::stores::{Merge, Registry};
 
@@ -149,6 +149,12 @@ impl Node {
         let (path, supersedes) = (path.as_bytes().to_vec(), self.ids(path));
         let op = Op::Put { path, supersedes, kind: Kind::File, mode: 0o644, mtime: clock::nanos(), value };
         kv.submit(vec![op], Origin::Local).unwrap();
+    }
+
+    pub(crate) fn make_directory(&self, path: &str, mode: u32) {
+        let (path, supersedes, kind) = (path.as_bytes().to_vec(), self.ids(path), Kind::Directory);
+        let op = Op::Put { path, supersedes, kind, mode, mtime: clock::nanos(), value: Value::Empty };
+        self.home().submit(vec![op], Origin::Local).unwrap();
     }
 
     pub(crate) fn delete(&self, path: &str) {

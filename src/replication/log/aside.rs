@@ -74,7 +74,7 @@ impl Log {
         Ok(read.get(ASIDES, &hash.0)?.as_deref().and_then(number).map(Hlc))
     }
 
-    fn aside(&self, read: &impl Read, hash: &Hash) -> Result<Option<Entry>> {
+    pub(super) fn aside(&self, read: &impl Read, hash: &Hash) -> Result<Option<Entry>> {
         let Some(row) = read.get(ASIDES, &hash.0)? else { return Ok(None) };
         let key = [row.get(8..).unwrap_or_default(), &hash.0].concat();
         let bytes = read.get(ASIDE, &key)?.ok_or_else(|| self.damaged("an excluded entry is not there"))?;

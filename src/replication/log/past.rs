@@ -4,7 +4,7 @@
 //! another entry is gathered from the entries since, at most [`EVERY`] an author. An author in a past takes 40 bytes, so with `n`
 //! authors the table costs `40 n / EVERY` bytes an entry.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::head::Head;
 use super::indexes::chain_key;
@@ -104,8 +104,17 @@ impl Log {
         // Up to where each chain's own past is in `past`, or waits in `parents`.
         let mut closed: BTreeMap<NodeId, u64> = BTreeMap::new();
         let mut parents: Vec<Hash> = header.parents().collect();
+        // Excluded ones are in no past, and what they name is.
+        let mut excluded = BTreeSet::new();
         while let Some(parent) = parents.pop() {
-            let Some(local) = read.get(HASHES, &parent.0[..16])? else { continue };
+            let Some(local) = read.get(HASHES, &parent.0[..16])? else {
+                if excluded.insert(parent)
+                    && let Some(entry) = self.aside(read, &parent)?
+                {
+                    parents.extend(entry.header().parents());
+                }
+                continue;
+            };
             let mut entry = self.entry_in(read, &local[..8.min(local.len())])?;
             let (author, seq) = (entry.header().author, entry.header().seq);
             past.raise(author, seq);

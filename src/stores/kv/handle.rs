@@ -212,14 +212,28 @@ impl Kv {
     /// # Errors
     /// If the store can't be read.
     pub fn history(&self, path: &[u8]) -> Result<Vec<Version>> {
+        self.history_between(path, Hlc(0), Hlc(u64::MAX))
+    }
+
+    /// The writes to a key that are stamped from `from` to `until`, oldest first.
+    ///
+    /// # Errors
+    /// If the store can't be read.
+    pub fn history_between(&self, path: &[u8], from: Hlc, until: Hlc) -> Result<Vec<Version>> {
         if path::check(path).is_err() {
             return Ok(Vec::new());
         }
         let start = rows::history_prefix(&path::row(path));
+        let first = [start.as_slice(), &from.0.to_be_bytes()].concat();
         let mut end = Vec::new();
+        let (_, end) = prefix(&start, &mut end);
         let mut found = Vec::new();
-        self.view()?.scan(HISTORY, prefix(&start, &mut end), false, &mut |key, value| {
-            found.push(rows::decode_version(&key[start.len()..], value));
+        self.view()?.scan(HISTORY, (std::ops::Bound::Included(&first), end), false, &mut |key, value| {
+            let version = rows::decode_version(&key[start.len()..], value);
+            if version.as_ref().is_ok_and(|version| version.head.hlc > until) {
+                return Flow::Break(());
+            }
+            found.push(version);
             Flow::Continue(())
         })?;
         Ok(found.into_iter().collect::<std::result::Result<_, _>>()?)

@@ -103,10 +103,12 @@ pub struct Head {
 }
 
 impl Head {
-    /// Whether both are one value: equal in kind, mode and content. The modification time does not count.
+    /// Whether both are one value: equal in kind, mode and content. The modification time does not count; nor does the
+    /// mode of directories: nobody needs to settle which of two machines that made one set its bits.
     #[must_use]
     pub fn same_value(&self, other: &Self) -> bool {
-        self.kind == other.kind && self.mode == other.mode && self.content.same(&other.content)
+        let kind = self.kind == other.kind;
+        kind && (self.kind == Kind::Directory || (self.mode == other.mode && self.content.same(&other.content)))
     }
 
     /// Whether this is a value: not a deletion.

@@ -343,6 +343,17 @@ impl Kv {
         Ok(Heads::new(heads, below))
     }
 
+    /// Whether there ever was a key at `path` or below it.
+    ///
+    /// # Errors
+    /// If the store can't be read.
+    pub fn was_ever(&self, path: &[u8]) -> Answer<bool> {
+        if path::check(path).is_err() {
+            return Ok(false);
+        }
+        Ok(self.heads(path)?.is_some() || !self.names_ever(path, None, 1)?.is_empty())
+    }
+
     /// The names in a directory that were ever there, whether as keys or on the way to some, in their order, those after `after`,
     /// at most `limit`.
     ///
