@@ -340,6 +340,7 @@ impl Hub {
         let peer = self.peers.entry(id).or_insert_with(Peer::new);
         peer.failures = 0;
         if let Some(old) = peer.link.take() {
+            tracing::debug!(peer = %id.short(), "a newer connection takes the link's place");
             old.connection.close(close::SUPERSEDED.into(), b"a newer connection took its place");
         }
         let (inbox, shared, stable) = (self.self_send.clone(), self.shared.clone(), connection.stable_id());
