@@ -218,6 +218,11 @@ fn the_doctor_names_what_a_user_lacks_and_is_content_with_a_node_that_works() {
     let (state, says) = found(&dead, "mounts");
     let mount = machine.mount().display().to_string();
     assert!(state == "bad" && says.contains(&mount) && says.contains(" up "), "{says}");
+    // A node that mounts elsewhere is not kept from it.
+    let lattice = machine.dir.path().join("bin/lattice");
+    let elsewhere = format!("LATTICE_DATA={mount}.data LATTICE_MOUNT={mount}.other {} doctor", lattice.display());
+    let (content, says) = machine.sh(ANNA, &elsewhere);
+    assert!(content && says.contains(&format!("note  mounts          {mount} is what a killed node left")), "{says}");
     machine.lattice(&words(&up));
     checks(0);
 }
