@@ -270,6 +270,18 @@ mod tests {
     }
 
     #[test]
+    fn the_bytes_of_version_1_are_frozen() {
+        let newest = layer(&[("a", "", Some("v")), ("a", "gone", None), ("bb", "k", Some(""))]);
+        let run = Run::of(&[&newest, &layer(&[("a", "gone", Some("old"))])]);
+        let frozen = include_str!("../../../tests/frozen/run-v1.hex").trim();
+        assert_eq!(
+            data_encoding::HEXLOWER.encode(run.bytes()),
+            frozen,
+            "files that are not wholly merged would not open"
+        );
+    }
+
+    #[test]
     fn bytes_that_are_cut_or_out_of_order_are_no_run() {
         let bytes = Run::of(&[&layer(&[("a", "1", Some("x")), ("a", "2", None)])]).bytes().to_vec();
         for cut in [1, 8, 10, bytes.len() - 1] {

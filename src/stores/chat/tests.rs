@@ -193,6 +193,20 @@ fn the_payload_of_version_1_is_frozen() {
     assert!(wire::decode(&[8, 2]).unwrap_err().starts_with("held"));
 }
 
+#[test]
+fn the_rows_of_the_state_are_frozen() {
+    let clock = clock();
+    let chat = chat(0, &clock);
+    let (id, _) = post(&chat, "first");
+    chat.reply(&id, "answer", Origin::Local).unwrap();
+    chat.react(&id, "👍", Origin::Local).unwrap();
+    chat.edit(&id, "erst", Origin::Local).unwrap();
+    chat.redact(&post(&chat, "second").0, Origin::Local).unwrap();
+    let digest = chat.log().state_digest().unwrap();
+    let frozen = include_str!("../../../tests/frozen/chat-state-v1.blake3").trim();
+    assert_eq!(digest.to_string(), frozen, "the state's form changed: stores must be rebuilt");
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Post(u8),

@@ -267,11 +267,22 @@ pub fn genesis(
     mesh_name: &str,
     node_name: &str,
 ) -> Result<(MeshId, Entry), GenesisError> {
+    salted(key, clock, mesh_name, node_name, rand::random())
+}
+
+/// [`genesis`] with a given salt.
+pub(super) fn salted(
+    key: &SigningKey,
+    clock: &dyn Clock,
+    mesh_name: &str,
+    node_name: &str,
+    salt: [u8; 32],
+) -> Result<(MeshId, Entry), GenesisError> {
     names::check(mesh_name)?;
     names::check(node_name)?;
     let node = NodeId(key.verifying_key().to_bytes());
     let ops = [
-        Op::Genesis { salt: rand::random(), name: mesh_name.to_owned() },
+        Op::Genesis { salt, name: mesh_name.to_owned() },
         Op::AddMember { node, name: node_name.to_owned(), role: Role::Admin },
         Op::CreateStore { name: "home".into(), kind: "kv".into() },
         Op::CreateStore { name: "chat".into(), kind: "chat".into() },

@@ -260,3 +260,20 @@ fn the_payload_of_version_1_is_frozen() {
     assert_eq!(hex, include_str!("../../../tests/frozen/root-payload-v1.hex").trim());
     assert!(wire::decode(&[8, 2]).unwrap_err().starts_with("held"));
 }
+
+#[test]
+fn the_rows_of_the_state_are_frozen() {
+    let clock = clock();
+    let (_, genesis) = super::handle::salted(&key(0), &*clock, "mesh", "anna", [1; 32]).unwrap();
+    let root = root(0, &genesis, &clock);
+    invite(&root, [5; 32], 2);
+    submit(&root, Op::Redeem(redeem(&[5; 32], &root.mesh(), node(1), "bob".into())));
+    submit(&root, add(2, "carl", Role::Admin));
+    submit(&root, Op::CreateStore { name: "work".into(), kind: "kv".into() });
+    submit(&root, Op::DeleteStore { id: root.stores()[0].id });
+    submit(&root, Op::SetRole { node: node(2), role: Role::Reader, cut: cut() });
+    submit(&root, Op::Revoke { node: node(1), cut: cut(), salt: [2; 32] });
+    let digest = root.log().state_digest().unwrap();
+    let frozen = include_str!("../../../tests/frozen/root-state-v1.blake3").trim();
+    assert_eq!(digest.to_string(), frozen, "the state's form changed: stores must be rebuilt");
+}
