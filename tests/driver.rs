@@ -1,13 +1,6 @@
 //! The driver on real files, with links that are channels: what is written on one node is on the other soon.
-//!
-//! `LATTICE_FIGURES=1 cargo test --release --test driver -- --nocapture` prints figures at full size.
 #![allow(clippy::disallowed_methods, reason = "tests wait on the real clock")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::print_stdout,
-    reason = "a test fails by panicking, and says what it measured"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -136,13 +129,12 @@ impl Node {
     }
 }
 
-fn until(what: &str, patience: Duration, done: impl Fn() -> bool) -> Duration {
+fn until(what: &str, patience: Duration, done: impl Fn() -> bool) {
     let start = Instant::now();
     while !done() {
         assert!(start.elapsed() < patience, "waited {patience:?} until {what}");
         std::thread::sleep(Duration::from_micros(200));
     }
-    start.elapsed()
 }
 
 type Wires = Arc<Mutex<BTreeMap<NodeId, mpsc::Sender<Event>>>>;
@@ -203,46 +195,27 @@ fn online(node: &Node, peer: u8) -> bool {
     node.snapshot().peers.get(&id(peer)).is_some_and(|peer| peer.online)
 }
 
-fn figures() -> bool {
-    std::env::var_os("LATTICE_FIGURES").is_some()
-}
-
 #[test]
-fn a_write_is_on_the_other_node_within_milliseconds_of_its_commit() {
+fn a_write_is_on_the_other_node_as_it_was_made() {
     let (_runtime, a, b) = pair();
     until("both are linked", Duration::from_secs(5), || online(&a, 2) && online(&b, 1));
-    let rounds = if figures() { 1_000 } else { 50 };
-    let mut took = Vec::new();
-    for n in 0..rounds {
-        let start = Instant::now();
+    for n in 0..50 {
         let path = format!("k{n}");
         a.put(&path, 64);
-        while b.kv.heads(path.as_bytes()).unwrap().is_none() {
-            assert!(start.elapsed() < Duration::from_secs(5));
-            std::thread::sleep(Duration::from_micros(50));
-        }
-        took.push(start.elapsed());
+        until(&path, Duration::from_secs(5), || b.kv.heads(path.as_bytes()).unwrap().is_some());
     }
-    took.sort_unstable();
-    let (p50, p99) = (took[rounds / 2], took[rounds * 99 / 100]);
-    println!("write to visible: p50 {p50:?}, p99 {p99:?}");
-    assert!(p50 < Duration::from_millis(50), "p50 {p50:?}");
     assert_eq!(b.kv.heads(b"k0").unwrap().unwrap().lww().author, id(1));
 }
 
 #[test]
-fn a_burst_is_on_the_other_node_soon_after_its_end() {
+fn a_burst_is_on_the_other_node_after_its_end() {
     let (_runtime, a, b) = pair();
     until("both are linked", Duration::from_secs(5), || online(&a, 2) && online(&b, 1));
-    let count = if figures() { 10_000 } else { 1_500 };
-    let start = Instant::now();
+    let count = 1_500;
     for n in 0..count {
         a.put(&format!("d{}/k{n}", n % 20), 64);
     }
-    let wrote = start.elapsed();
-    let took = until("the burst is there", Duration::from_secs(30), || b.count() == count);
-    println!("{count} writes in {wrote:?}, all there {took:?} later");
-    assert!(took < Duration::from_secs(5), "{took:?} after the last write");
+    until("the burst is there", Duration::from_secs(30), || b.count() == count);
 }
 
 #[test]
@@ -250,13 +223,12 @@ fn a_first_sync_brings_everything_and_says_how_far_it_is() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
     let mut networks = wire(&runtime, &[1, 2]).into_iter();
     let (mut a, mut b) = (Node::new(1), Node::new(2));
-    let count = if figures() { 100_000 } else { 3_000 };
+    let count = 3_000;
     for n in 0..count {
         a.put(&format!("d{}/k{n}", n % 100), 64);
     }
     a.home.log.wait(a.home.log.database().staged()).unwrap();
     a.start(1, networks.next().unwrap());
-    let start = Instant::now();
     b.start(2, networks.next().unwrap());
     let mut seen = b.driver.as_ref().unwrap().watch();
     let settled =
@@ -265,14 +237,7 @@ fn a_first_sync_brings_everything_and_says_how_far_it_is() {
         let waited = tokio::time::timeout(Duration::from_secs(60), seen.wait_for(settled)).await;
         assert!(waited.is_ok_and(|seen| seen.is_ok()), "the first sync did not end");
     });
-    let included = start.elapsed();
     assert_eq!(b.count(), count);
-    b.home.log.wait(b.home.log.database().staged()).unwrap();
-    let durable = start.elapsed();
-    println!(
-        "{count} entries in {included:?}, durable after {durable:?}: {:.0}/s",
-        f64::from(u32::try_from(count).unwrap()) / durable.as_secs_f64()
-    );
     assert_eq!(a.home.log.state_digest().unwrap(), b.home.log.state_digest().unwrap());
 }
 

@@ -172,7 +172,12 @@ fn thousands_of_small_frames_reach_a_reader_that_was_asleep() {
         for n in 0..20_000u32 {
             a.send(b.node.id(), &n.to_be_bytes()).await;
         }
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        // It sleeps until no more events fit, so that the writers have to wait.
+        let end = Instant::now() + PATIENCE;
+        while b.network.events.len() < b.network.events.max_capacity() {
+            assert!(Instant::now() < end, "{} of {}", b.network.events.len(), b.network.events.max_capacity());
+            tokio::task::yield_now().await;
+        }
         for n in 0..20_000u32 {
             assert_eq!(b.frame().await, n.to_be_bytes()[..]);
         }
@@ -197,7 +202,7 @@ fn nodes_that_dial_each_other_at_once_end_with_one_link_that_both_use() {
 }
 
 #[test]
-fn a_peer_that_was_killed_is_noticed_and_its_restart_at_another_port_is_linked_within_two_seconds_or_so() {
+fn a_peer_that_was_killed_is_noticed_and_its_restart_at_another_port_is_linked() {
     let here = runtime();
     let mut a = here.block_on(Station::new(1, &[1, 2]));
     let doomed = runtime();
@@ -214,22 +219,19 @@ fn a_peer_that_was_killed_is_noticed_and_its_restart_at_another_port_is_linked_w
     });
     // All its tasks stop between two instructions: nothing is sent, as by kill -9.
     doomed.shutdown_background();
-    let killed = Instant::now();
-    here.block_on(a.lost(id(2)));
-    assert!(killed.elapsed() < Duration::from_secs(4), "noticed after {:?}", killed.elapsed());
-    let again = Instant::now();
+    let reason = here.block_on(a.lost(id(2)));
+    assert!(reason.starts_with("no answer"), "{reason}");
     here.block_on(async {
         let reborn = Station::new(2, &[1, 2]).await;
         reborn.want(&[a.at()]).await;
         a.connected(id(2)).await;
-        assert!(again.elapsed() < Duration::from_secs(2), "linked after {:?}", again.elapsed());
         reborn.node.shutdown().await;
     });
     drop(b);
 }
 
 #[test]
-fn a_peer_that_restarts_before_it_was_missed_takes_its_links_place_at_once() {
+fn a_peer_that_restarts_before_it_was_missed_takes_its_links_place() {
     let here = runtime();
     let mut a = here.block_on(Station::new(1, &[1, 2]));
     let to_a = a.at();
@@ -243,11 +245,10 @@ fn a_peer_that_restarts_before_it_was_missed_takes_its_links_place_at_once() {
         a.connected(id(2)).await;
         doomed.shutdown_background();
         let reborn = Station::new(2, &[1, 2]).await;
-        let again = Instant::now();
         reborn.want(std::slice::from_ref(&to_a)).await;
-        a.lost(id(2)).await;
+        let reason = a.lost(id(2)).await;
+        assert_eq!(reason, "closed here", "the dead link was not waited for");
         a.connected(id(2)).await;
-        assert!(again.elapsed() < Duration::from_secs(1), "linked after {:?}", again.elapsed());
     });
     drop(b);
 }
