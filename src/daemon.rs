@@ -13,7 +13,7 @@ use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{About, Failure, Host, InMesh, Kind, Progress};
+use crate::api::{About, Failure, Host, InMesh, Kind, Leftover, Progress};
 use crate::blobs::Blobs;
 use crate::clock::{self, Millis};
 use crate::config::{self, Directory, Settings};
@@ -294,6 +294,18 @@ fn date(nanos: i64) -> String {
     moment.and_then(|moment| moment.format(&format).ok()).unwrap_or_else(|| "some time".into())
 }
 
+/// What a file, or a directory with all that is in it, takes, in bytes; what can't be looked at counts as nothing.
+fn occupied(path: &Path) -> u64 {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => {
+            let inside = std::fs::read_dir(path).into_iter().flatten().flatten();
+            inside.map(|entry| occupied(&entry.path())).sum()
+        }
+        Ok(found) => found.len(),
+        Err(_) => 0,
+    }
+}
+
 fn failure(error: MeshError) -> Failure {
     match &error {
         MeshError::Ticket(TicketError::Version(_)) => {
@@ -433,6 +445,32 @@ impl Host for Daemon {
 
     async fn delete_store(&self, name: String) -> Result<(), Failure> {
         self.mesh()?.delete_store(&name).await.map_err(failure)
+    }
+
+    async fn leftovers(&self, remove: bool) -> Result<Vec<Leftover>, Failure> {
+        // No mesh is left meanwhile.
+        let _one = self.changing.lock().await;
+        let (registry, meshes) = (self.registry.load_full(), self.context.meshes.clone());
+        let find = move || -> Result<Vec<Leftover>, MeshError> {
+            let mut found = Vec::new();
+            let stores = registry.as_ref().map(|registry| registry.leftovers(false)).transpose()?.unwrap_or_default();
+            for (path, name) in stores {
+                let bytes = occupied(&path);
+                found.push(Leftover { path, of: format!("the deleted store '{name}'"), bytes });
+            }
+            for path in mesh::left(&meshes)? {
+                let bytes = occupied(&path);
+                if remove {
+                    std::fs::remove_dir_all(&path).map_err(|source| MeshError::Io { path: path.clone(), source })?;
+                }
+                found.push(Leftover { path, of: "a mesh that this node left".into(), bytes });
+            }
+            if let Some(registry) = registry.filter(|_| remove) {
+                registry.leftovers(true)?;
+            }
+            Ok(found)
+        };
+        tokio::task::spawn_blocking(find).await.map_err(Failure::failed)?.map_err(failure)
     }
 
     async fn mount(&self, path: &Path) -> Result<(), Failure> {

@@ -506,7 +506,7 @@ fn on_a_terminal(node: &Node<'_>, command: &str, answer: &str) -> (String, Optio
 fn leaving_and_deleting_ask_first_and_without_a_terminal_do_nothing_unless_told() {
     let node = with_mesh();
     let said = refused(&node, &["mesh", "leave"], REFUSED);
-    assert!(said.contains("This node leaves the mesh 'ours'") && said.contains("only member"), "{said}");
+    assert!(said.contains("This node leaves the mesh 'ours' for good") && said.contains("only member"), "{said}");
     assert!(said.contains("no terminal") && said.contains("--yes"), "{said}");
     let (said, code) = on_a_terminal(&node, "mesh leave", "n\n");
     assert!(said.contains("Leave the mesh? [y/N]") && said.contains("nothing was done"), "{said}");
@@ -522,6 +522,43 @@ fn leaving_and_deleting_ask_first_and_without_a_terminal_do_nothing_unless_told(
     node.lattice(&["mesh", "init", "again"]);
     node.lattice(&["mesh", "leave", "--yes"]);
     refused(&node, &["mesh", "status"], REFUSED);
+}
+
+#[test]
+fn a_purge_removes_what_is_left_of_deleted_stores_and_left_meshes_and_nothing_else() {
+    let node = with_mesh();
+    let files = |at: &Path| {
+        let mut files: Vec<_> = std::fs::read_dir(at).unwrap().map(|found| found.unwrap().path()).collect();
+        files.sort();
+        files
+    };
+    let meshes = node.data().join("meshes");
+    let stores = files(&meshes)[0].join("stores");
+    node.lattice(&["kv", "put", "key", "value"]);
+    let before = files(&stores);
+    assert!(node.lattice(&["store", "purge"]).starts_with("nothing is left"));
+    node.lattice(&["store", "create", "photos"]);
+    node.lattice(&["kv", "put", "cat.jpg", "x", "--store", "photos"]);
+    node.lattice(&["store", "delete", "photos", "--yes"]);
+    assert_eq!(files(&stores).len(), before.len() + 1);
+    let said = refused(&node, &["store", "purge"], REFUSED);
+    assert!(said.contains("the deleted store 'photos'") && said.contains("--yes"), "{said}");
+    assert_eq!(files(&stores).len(), before.len() + 1);
+    let (said, code) = on_a_terminal(&node, "store purge", "y\n");
+    assert!(said.contains("Remove it? [y/N]") && said.contains("removed ") && code == Some(0), "{said}");
+    assert_eq!(files(&stores), before);
+    assert_eq!(node.lattice(&["kv", "get", "key"]), "value");
+
+    node.lattice(&["mesh", "leave", "--yes"]);
+    node.lattice(&["mesh", "init", "again"]);
+    node.lattice(&["kv", "put", "key", "again"]);
+    assert_eq!(files(&meshes).len(), 2);
+    let removed = json(&node, &["store", "purge", "--yes"]);
+    assert_eq!(removed["removed"][0]["of"], "a mesh that this node left");
+    assert_eq!(files(&meshes).len(), 1);
+    node.lattice(&["down"]);
+    node.up();
+    assert_eq!(node.lattice(&["kv", "get", "key"]), "again");
 }
 
 #[test]

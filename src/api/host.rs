@@ -51,6 +51,17 @@ pub struct InMesh {
     pub role: Role,
 }
 
+/// A file or directory of something that this node no longer has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leftover {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it is of, for people.
+    pub of: String,
+    /// Its size in bytes.
+    pub bytes: u64,
+}
+
 /// How far a join is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Progress {
@@ -104,6 +115,9 @@ pub trait Host: Send + Sync + 'static {
 
     /// Deletes a store on all nodes.
     async fn delete_store(&self, name: String) -> Result<(), Failure>;
+
+    /// What is left on the disk of deleted stores and of meshes that were left; `remove`: and is no more when this returns.
+    async fn leftovers(&self, remove: bool) -> Result<Vec<Leftover>, Failure>;
 
     /// Mounts the tree at `path`; returns when the mount answers.
     async fn mount(&self, path: &Path) -> Result<(), Failure>;

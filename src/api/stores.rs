@@ -11,11 +11,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::failure::{Failure, Kind};
-use super::host::Host;
+use super::host::{Host, Leftover};
 use super::mesh::no_mesh;
 use super::wire::{
-    CreateReply, CreateRequest, DeleteStoreReply, DeleteStoreRequest, LogEntry, LogRequest, Store, StoresReply,
-    StoresRequest, stores_server::Stores,
+    self, CreateReply, CreateRequest, DeleteStoreReply, DeleteStoreRequest, LogEntry, LogRequest, PurgeReply,
+    PurgeRequest, Store, StoresReply, StoresRequest, stores_server::Stores,
 };
 use crate::clock::Hlc;
 use crate::ids::Hash;
@@ -219,6 +219,12 @@ impl Stores for Service {
     async fn delete(&self, request: Request<DeleteStoreRequest>) -> Result<Response<DeleteStoreReply>, Status> {
         self.host.delete_store(request.into_inner().name).await?;
         Ok(Response::new(DeleteStoreReply {}))
+    }
+
+    async fn purge(&self, request: Request<PurgeRequest>) -> Result<Response<PurgeReply>, Status> {
+        let found = self.host.leftovers(request.into_inner().remove).await?.into_iter();
+        let told = |Leftover { path, of, bytes }| wire::Leftover { path: path.display().to_string(), of, bytes };
+        Ok(Response::new(PurgeReply { found: found.map(told).collect() }))
     }
 
     async fn list(&self, _: Request<StoresRequest>) -> Result<Response<StoresReply>, Status> {

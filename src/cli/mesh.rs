@@ -131,8 +131,8 @@ Examples:
   lattice mesh leave
   lattice mesh leave --yes      without asking
 
-Asks first. The others keep what this node wrote; to come back it needs a new token. This node keeps its stores' files in
-its data directory, closed.";
+Asks first: no token lets this node in again, only a new node in another data directory. The others keep what it wrote. It keeps
+its stores' files in its data directory, closed, until `lattice store purge`.";
 
 /// Leave the mesh
 #[derive(Debug, Args)]
@@ -298,7 +298,8 @@ async fn farewell(client: &Client, context: &Context) -> Result<String, Failure>
     let peers = client.mesh().peers(PeersRequest {}).await?.into_inner().peers;
     let others = || peers.iter().filter(|peer| !peer.me && !peer.left);
     let mut what = format!(
-        "This node leaves the mesh '{}' and comes back only with a new token. Its stores are closed here; their files stay in {}/meshes.",
+        "This node leaves the mesh '{}' for good: no token lets it in again, only a new node in another data directory. \
+         Its stores are closed here; their files stay in {}/meshes until `lattice store purge`.",
         escaped(mesh.name.as_bytes()),
         status.data
     );

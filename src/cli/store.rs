@@ -7,7 +7,7 @@ use super::ask::confirmed;
 use super::output::{escaped, hex, size};
 use super::{Context, Ended, json};
 use crate::api::Failure;
-use crate::api::wire::{self, CreateRequest, DeleteStoreRequest, StoresRequest};
+use crate::api::wire::{self, CreateRequest, DeleteStoreRequest, PurgeRequest, StoresRequest};
 
 /// Declare, list and delete the stores of the mesh
 #[derive(Debug, Subcommand)]
@@ -16,6 +16,7 @@ pub(super) enum Store {
     List(List),
     Status(Status),
     Delete(Delete),
+    Purge(Purge),
 }
 
 /// What a store holds.
@@ -71,7 +72,7 @@ Examples:
   lattice store delete photos
   lattice store delete photos --yes     without asking
 
-Every member closes the store. Its files stay in the data directories.";
+Asks first. Every member closes the store. Its files stay in the data directories until `lattice store purge` there.";
 
 /// Delete a store on every node
 #[derive(Debug, Args)]
@@ -84,6 +85,23 @@ pub(super) struct Delete {
     yes: bool,
 }
 
+const PURGE: &str = "\
+Examples:
+  lattice store purge
+  lattice store purge --yes     without asking
+
+Shows what is left on this node's disk of deleted stores and of meshes that it left, asks, and removes it. What only those files
+hold is lost with them. Large values stay in blobs/.";
+
+/// Remove from this node's disk what is left of deleted stores and left meshes
+#[derive(Debug, Args)]
+#[command(after_help = PURGE)]
+pub(super) struct Purge {
+    /// Don't ask
+    #[arg(long, short)]
+    yes: bool,
+}
+
 impl Store {
     pub(super) async fn run(self, context: &Context) -> Ended {
         match self {
@@ -91,6 +109,7 @@ impl Store {
             Self::List(list) => list.run(context).await,
             Self::Status(status) => status.run(context).await,
             Self::Delete(delete) => delete.run(context).await,
+            Self::Purge(purge) => purge.run(context).await,
         }
     }
 }
@@ -148,7 +167,7 @@ impl Delete {
             let store = store.ok_or_else(|| no_store(&self.name, context))?;
             let what = format!(
                 "Every node closes the store '{}' ({} entries) and shows it no more. Its files stay in the nodes' data \
-                 directories.",
+                 directories until `lattice store purge` there.",
                 escaped(store.name.as_bytes()),
                 store.entries
             );
@@ -158,6 +177,33 @@ impl Delete {
         client.stores().delete(request).await?;
         context.output.either(&json!({"deleted": self.name}), format!("deleted {}", escaped(self.name.as_bytes())))
     }
+}
+
+impl Purge {
+    async fn run(self, context: &Context) -> Ended {
+        let mut stores = context.client().await?.stores();
+        if !self.yes {
+            let found = stores.purge(PurgeRequest { remove: false }).await?.into_inner().found;
+            if !found.is_empty() {
+                let lines: String = found.iter().map(|found| format!("  {}\n", described_leftover(found))).collect();
+                let what = format!("This is removed for good:\n{}", lines.trim_end());
+                confirmed(context, self.yes, &what, "Remove it?")?;
+            }
+        }
+        let found = stores.purge(PurgeRequest { remove: true }).await?.into_inner().found;
+        if context.output.is_json() {
+            let found = found.iter().map(|found| json!({"path": found.path, "of": found.of, "bytes": found.bytes}));
+            return context.output.value(&json!({"removed": found.collect::<Vec<_>>()}));
+        }
+        if found.is_empty() {
+            return context.output.line("nothing is left of deleted stores and left meshes");
+        }
+        found.iter().try_for_each(|found| context.output.line(format!("removed {}", described_leftover(found))))
+    }
+}
+
+fn described_leftover(found: &wire::Leftover) -> String {
+    format!("{} ({}, {})", escaped(found.path.as_bytes()), escaped(found.of.as_bytes()), size(found.bytes))
 }
 
 fn no_store(name: &str, context: &Context) -> Failure {

@@ -201,6 +201,21 @@ pub fn find(meshes: &Path) -> Result<Option<There>, MeshError> {
     Ok(None)
 }
 
+/// What the names of left meshes' directories begin with.
+const LEFT: &str = "left-";
+
+/// The directories of meshes that were left.
+///
+/// # Errors
+/// If the directory can't be read.
+pub fn left(meshes: &Path) -> Result<Vec<PathBuf>, MeshError> {
+    let io = |source| MeshError::Io { path: meshes.to_owned(), source };
+    let found: Result<Vec<_>, _> = std::fs::read_dir(meshes).map_err(io)?.collect();
+    let found = found.map_err(io)?.into_iter();
+    let left = found.filter(|found| found.file_name().to_string_lossy().starts_with(LEFT));
+    Ok(left.map(|found| found.path()).collect())
+}
+
 impl Mesh {
     /// Opens the mesh in `context.meshes` and starts to keep it in step.
     ///
@@ -436,16 +451,17 @@ impl Mesh {
             tracing::info!(target: "mesh", "left without another member having heard of it yet");
         }
         self.close().await;
-        let left = self.dir.with_file_name(format!("left-{}", self.id.root().short()));
+        // What was kept when it left this mesh before stays.
+        let names = (1..).map(|time| match time {
+            1 => format!("{LEFT}{}", self.id.root().short()),
+            _ => format!("{LEFT}{}-{time}", self.id.root().short()),
+        });
+        let mut free = names.map(|name| self.dir.with_file_name(name)).filter(|path| !path.exists());
+        let left = free.next().unwrap_or_else(|| self.dir.with_file_name(LEFT));
         let (from, to) = (self.dir.clone(), left.clone());
-        blocking(move || {
-            if to.exists() {
-                std::fs::remove_dir_all(&to)?;
-            }
-            std::fs::rename(&from, &to)
-        })
-        .await?
-        .map_err(|source| MeshError::Io { path: left.clone(), source })?;
+        blocking(move || std::fs::rename(&from, &to))
+            .await?
+            .map_err(|source| MeshError::Io { path: left.clone(), source })?;
         Ok(left)
     }
 

@@ -182,6 +182,28 @@ impl Registry {
         declared.filter(|id| !file(&self.dir, id).exists()).collect()
     }
 
+    /// The files of stores that were deleted, with the stores' names; `remove`: they are no more when this returns. A
+    /// store that is only not declared here yet is none of them.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn leftovers(&self, remove: bool) -> Result<Vec<(PathBuf, String)>, RegistryError> {
+        // Nothing is opened or closed meanwhile.
+        let _opening = self.lock();
+        let open = self.open.load();
+        let mut found = Vec::new();
+        for deleted in self.root.deleted().into_iter().filter(|deleted| !open.contains_key(&deleted.id)) {
+            let path = file(&self.dir, &deleted.id);
+            if path.exists() {
+                if remove {
+                    std::fs::remove_file(&path).map_err(|source| RegistryError::Io { path: path.clone(), source })?;
+                }
+                found.push((path, deleted.name));
+            }
+        }
+        Ok(found)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Opening> {
         self.opening.lock().unwrap_or_else(PoisonError::into_inner)
     }

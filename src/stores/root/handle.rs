@@ -194,8 +194,18 @@ impl Root {
     /// The stores that the mesh has, by name.
     #[must_use]
     pub fn stores(&self) -> Vec<Declared> {
+        self.declared(false)
+    }
+
+    /// The stores that it had and that were deleted, by name.
+    #[must_use]
+    pub fn deleted(&self) -> Vec<Declared> {
+        self.declared(true)
+    }
+
+    fn declared(&self, deleted: bool) -> Vec<Declared> {
         let state = self.machine.state();
-        let present = state.stores.iter().filter(|(_, store)| !store.deleted);
+        let present = state.stores.iter().filter(|(_, store)| store.deleted == deleted);
         let declared = |(id, store): (&StoreId, &super::state::Store)| Declared {
             id: *id,
             name: store.name.clone(),
