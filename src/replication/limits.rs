@@ -29,7 +29,7 @@ pub const ORPHANS: usize = 16_384;
 /// How long an entry waits for a missing one.
 pub const ORPHAN_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 /// Bytes that may be staged and not yet durable before writers wait.
-pub const STAGED_BYTES: usize = 16 * 1024 * 1024;
+pub const STAGED_BYTES: usize = 2 * 1024 * 1024;
 /// The bytes of entries put into one frame, about: so that several frames share the credit and none waits for another.
 pub const FRAME_BYTES: usize = CREDIT / 4;
 /// The chains, or the single entries, that one pull may ask for.

@@ -19,7 +19,7 @@ use crate::replication::limits;
 const RUNS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("runs");
 
 /// Bytes in runs above which they are merged into the tables.
-const RUNS_BYTES: usize = 24 * 1024 * 1024;
+const RUNS_BYTES: usize = 16 * 1024 * 1024;
 /// How long a commit spends on merging, if nothing waits for the next one.
 const SLICE: Duration = Duration::from_millis(20);
 /// The part of that which it spends if something does.
@@ -238,9 +238,14 @@ impl Shared {
             _ if run.is_none() && merging.is_empty() => Ok((Merged::Wholly, None)),
             Some(redb) => guarded(&self.path, || {
                 let begin = clock::monotonic();
-                let enough = || {
+                // The merge keeps pace with what comes, so that it ends before as much has come as one merge takes, and no
+                // writer has to wait for its end.
+                let due = run.as_ref().map_or(0, |run| run.bytes().len()).saturating_mul(merging.bytes())
+                    / committing.limit.max(1);
+                let enough = |bytes: usize| {
                     let waited_for = locked(&self.progress).staged != number;
-                    begin.elapsed() >= if waited_for { committing.slice / HASTE } else { committing.slice }
+                    bytes >= due
+                        && begin.elapsed() >= if waited_for { committing.slice / HASTE } else { committing.slice }
                 };
                 let merged = write(redb, run.as_ref(), &merging, &committing, &enough)?;
                 Ok((merged, Some(Arc::new(Snapshot::of(redb)?))))
@@ -257,6 +262,11 @@ impl Shared {
         self.changed.notify_all();
         if result.is_ok() {
             self.tell(number);
+            // Nobody waits for this: what was committed is durable and told.
+            let mut runs = self.staged().runs.clone();
+            runs.fold();
+            let unfolded = std::mem::replace(&mut self.staged_mut().runs, runs);
+            drop(unfolded);
         }
         result
     }
@@ -291,7 +301,7 @@ impl Shared {
         snapshot: Option<Arc<Snapshot>>,
         number: u64,
     ) {
-        // Only he who commits changes the runs, so they are put together without holding readers up.
+        // Only he who commits changes the runs.
         let mut runs = self.staged().runs.clone();
         if let Some(run) = run {
             runs.push(run);
@@ -365,7 +375,7 @@ fn write(
     run: Option<&Run>,
     merging: &Runs,
     committing: &Committing,
-    enough: &dyn Fn() -> bool,
+    enough: &dyn Fn(usize) -> bool,
 ) -> std::result::Result<Merged, redb::Error> {
     let mut txn = redb.begin_write()?;
     txn.set_durability(redb::Durability::Immediate)?;
@@ -386,15 +396,15 @@ fn write(
 
 type OpenTable<'a> = redb::Table<'a, &'static [u8], &'static [u8]>;
 
-/// Writes rows behind `cursor` into their tables until all are there or it is `enough`.
+/// Writes rows behind `cursor` into their tables until all are there or their bytes are `enough`.
 fn merge(
     txn: &redb::WriteTransaction,
     merging: &Runs,
     cursor: Option<&(Table, Vec<u8>)>,
-    enough: &dyn Fn() -> bool,
+    enough: &dyn Fn(usize) -> bool,
 ) -> std::result::Result<Merged, redb::Error> {
     let mut open: Option<(Table, OpenTable<'_>)> = None;
-    let mut count = 0u32;
+    let (mut count, mut bytes) = (0u32, 0);
     let mut end = Merged::Wholly;
     let sources: Vec<&dyn Sorted> = merging.newest_first().map(|run| run as &dyn Sorted).collect();
     each(&sources, cursor, |name, key, value| -> std::result::Result<Flow, redb::Error> {
@@ -412,7 +422,8 @@ fn merge(
             None => drop(table.remove(key)?),
         }
         count += 1;
-        if count.is_multiple_of(ROWS) && enough() {
+        bytes += key.len() + value.map_or(0, <[u8]>::len);
+        if count.is_multiple_of(ROWS) && enough(bytes) {
             end = Merged::To((name, key.to_vec()));
             return Ok(Flow::Break(()));
         }
@@ -437,6 +448,7 @@ pub(super) fn read_runs(redb: &redb::Database, path: &Path) -> Result<(Runs, u64
             next = number.value() + 1;
             runs = runs.zip(Run::parse(run.value().to_vec())).map(|(mut runs, run)| {
                 runs.push(run);
+                runs.fold();
                 runs
             });
         }

@@ -14,6 +14,8 @@ use super::rows::{Range, Row, Rows, Sorted, each};
 const NAME: u32 = u32::MAX;
 /// The length of the value of a row that is removed.
 const GONE: u32 = u32::MAX;
+/// Bytes of the largest run that is made of others: it takes some ten milliseconds, and the next commit waits for it.
+const FOLDED: usize = 4 * 1024 * 1024;
 /// Bits of the filter per row, and of those that a row sets.
 const BITS: usize = 12;
 
@@ -205,16 +207,22 @@ fn interned(name: &str) -> Table {
 }
 
 /// Runs, the oldest first. A clone is a picture of this moment.
-///
-/// Invariant: each is more than twice the size of the next, so there are few.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Runs(Vec<Arc<Run>>);
 
 impl Runs {
-    /// Puts `run` on top, merging those that have become too many. Takes time where they are large.
+    /// Puts `run` on top.
     pub(super) fn push(&mut self, run: Run) {
-        let mut top = Arc::new(run);
-        while let Some(below) = self.0.pop_if(|below| below.bytes.len() <= top.bytes.len().saturating_mul(2)) {
+        self.0.push(Arc::new(run));
+    }
+
+    /// Makes few of many: of those that together are no more than `FOLDED`, each is then more than twice the size of the next.
+    pub(super) fn fold(&mut self) {
+        let Some(mut top) = self.0.pop() else { return };
+        while let Some(below) = self.0.pop_if(|below| {
+            let (below, top) = (below.bytes.len(), top.bytes.len());
+            below <= top.saturating_mul(2) && below + top <= FOLDED
+        }) {
             top = Arc::new(Run::of(&[&*top, &*below]));
         }
         self.0.push(top);
@@ -311,11 +319,25 @@ mod tests {
     }
 
     #[test]
+    fn no_run_is_folded_into_one_that_takes_long() {
+        let mut runs = Runs::default();
+        let value = "v".repeat(FOLDED / 3);
+        for n in 0..8 {
+            runs.push(Run::of(&[&layer(&[("t", &n.to_string(), Some(&value))])]));
+            runs.fold();
+        }
+        assert!(runs.0.iter().all(|run| run.bytes.len() <= FOLDED));
+        assert_eq!(runs.0.len(), 4);
+        assert!((0..8).all(|n| runs.newest_first().any(|run| get(run, "t", &n.to_string()).is_some())));
+    }
+
+    #[test]
     fn runs_stay_few_and_the_newest_counts() {
         let mut runs = Runs::default();
         for n in 0..3_000 {
             let (key, value) = ((n % 1_000).to_string(), n.to_string());
             runs.push(Run::of(&[&layer(&[("t", &key, Some(&value))])]));
+            runs.fold();
             assert!(runs.0.len() < 20);
         }
         let newest = runs.newest_first().find_map(|run| get(run, "t", "7")).unwrap();
