@@ -42,20 +42,22 @@ impl Adapter {
     }
 
     fn file_attr(&self, attr: &Attr) -> FileAttr {
-        let time = clock::system(attr.mtime);
+        let stamps = self.tree.table().stamps(attr.ino);
+        // What was written since then changed it as well; a time in the future that was set is no such write.
+        let ctime = stamps.ctime.filter(|ctime| *ctime >= attr.mtime || attr.mtime > clock::nanos());
         #[allow(clippy::cast_possible_truncation, reason = "permission bits")]
         let perm = (attr.mode & 0o7777) as u16;
         FileAttr {
             ino: INodeNo(attr.ino),
             size: attr.size,
             blocks: attr.size.div_ceil(512),
-            atime: time,
-            mtime: time,
-            ctime: time,
-            crtime: time,
+            atime: clock::system(stamps.atime.unwrap_or(attr.mtime)),
+            mtime: clock::system(attr.mtime),
+            ctime: clock::system(ctime.unwrap_or(attr.mtime)),
+            crtime: clock::system(attr.mtime),
             kind: file_type(attr.kind),
             perm,
-            nlink: 1,
+            nlink: u32::from(!stamps.gone),
             uid: self.tree.owner.0,
             gid: self.tree.owner.1,
             rdev: 0,
@@ -128,11 +130,11 @@ fn absent(error: &Failure) -> bool {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, kernel: &mut KernelConfig) -> std::io::Result<()> {
+        // Not FUSE_ATOMIC_O_TRUNC: with it the kernel drops the pages of a program that runs before it refuses the opening.
         let wanted = InitFlags::FUSE_DO_READDIRPLUS
             | InitFlags::FUSE_READDIRPLUS_AUTO
             | InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_AUTO_INVAL_DATA
-            | InitFlags::FUSE_ATOMIC_O_TRUNC
             | InitFlags::FUSE_CACHE_SYMLINKS;
         if let Err(unknown) = kernel.add_capabilities(wanted) {
             let known = kernel.add_capabilities(wanted & !unknown);
@@ -177,7 +179,7 @@ impl Filesystem for Adapter {
         uid: Option<u32>,
         _: Option<u32>,
         size: Option<u64>,
-        _: Option<TimeOrNow>,
+        atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
         _: Option<SystemTime>,
         fh: Option<FileHandle>,
@@ -188,7 +190,8 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         let tree = Arc::clone(&self.tree);
-        let wanted = Wanted { mode: mode.map(|mode| mode & 0o7777), mtime: mtime.map(nanos), size };
+        let wanted =
+            Wanted { mode: mode.map(|mode| mode & 0o7777), atime: atime.map(nanos), mtime: mtime.map(nanos), size };
         // Root may give files away; that is not kept here, and refusing it would fail each `cp -a` and `tar x` of root's.
         let refused = request.uid() != 0 && uid.is_some_and(|uid| uid != self.tree.owner.0);
         let work = move || {
@@ -388,6 +391,26 @@ impl Filesystem for Adapter {
         let tree = Arc::clone(&self.tree);
         let work = move || tree.close(fh.0);
         self.change("release", ino.0, self.tree.flushing_takes_long(fh.0), reply, work);
+    }
+
+    fn fallocate(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let (tree, by) = (Arc::clone(&self.tree), request.pid());
+        let busy = self.tree.busy(ino.0);
+        // It may have to bring in a large value first.
+        self.on(&self.network, reply, ReplyEmpty::error, move |reply| {
+            let result = run("fallocate", ino.0, || tree.allocate_handle(by, fh.0, offset, length, mode));
+            drop(busy);
+            done(reply, result);
+        });
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {

@@ -47,6 +47,7 @@ pub(crate) const OWNER: Failure =
 pub(crate) const OTHER_STORE: Failure = Failure::Refused(libc::EXDEV, "it is in another store: copy it");
 pub(crate) const TREE_TOO_LARGE: Failure =
     Failure::Refused(libc::EXDEV, "too many keys for one entry: they are copied");
+pub(crate) const UNSUPPORTED: Failure = Failure::Refused(libc::EOPNOTSUPP, "that can't be done to a file here");
 pub(crate) const INVALID: Failure = Failure::Refused(libc::EINVAL, "the call makes no sense for this file");
 
 impl Failure {

@@ -93,6 +93,15 @@ impl Tree {
         }
     }
 
+    /// `fallocate`. `by`: the thread that asks.
+    pub(crate) fn allocate_handle(&self, by: u32, handle: u64, offset: u64, length: u64, mode: i32) -> Answer<()> {
+        let Handle::File(file) = &*self.handle(handle)? else { return Err(errno::UNSUPPORTED) };
+        let draft = file.draft.as_ref().ok_or(errno::INVALID)?;
+        self.allocate(file, draft, offset, length, mode)?;
+        draft.shape().writer = by;
+        Ok(())
+    }
+
     /// `by`: the thread that closes. A descriptor that a child process inherited and closes, having written nothing,
     /// says nothing of whether the writer is done: the version is made at the latest when the last one goes.
     pub(crate) fn flush_handle(&self, by: u32, handle: u64) -> Answer<()> {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::draft::Draft;
 use super::errno::{Answer, STALE};
 use super::past::Glass;
+use crate::clock;
 use crate::ids::StoreId;
 use crate::replication::log::Receipt;
 use crate::stores::kv::HeadId;
@@ -128,9 +129,21 @@ struct Inode {
     children: u32,
     /// A directory's mtime since a child was made or removed here.
     bump: Option<i64>,
+    stamps: Stamps,
     draft: Option<Arc<Draft>>,
     /// What it was when it lost its name.
     last: Option<Attr>,
+}
+
+/// The times that no store keeps, in nanoseconds since the Unix epoch. While they are not known, the mtime stands for them.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Stamps {
+    /// As it was set.
+    pub(crate) atime: Option<i64>,
+    /// When its attributes or its name were changed here.
+    pub(crate) ctime: Option<i64>,
+    /// It has lost its name.
+    pub(crate) gone: bool,
 }
 
 /// An inode at a moment.
@@ -190,6 +203,7 @@ impl Inodes {
             pins: 1,
             children: 0,
             bump: None,
+            stamps: Stamps::default(),
             draft: None,
             last: None,
         };
@@ -293,6 +307,7 @@ impl Inodes {
             pins: 0,
             children: 0,
             bump: None,
+            stamps: Stamps::default(),
             draft: None,
             last: None,
         };
@@ -318,6 +333,8 @@ impl Inodes {
             return;
         }
         inode.attached = false;
+        inode.stamps.gone = true;
+        inode.stamps.ctime = Some(clock::nanos());
         inode.last = last.or(inode.last);
         let key = (inode.parent, inode.name.clone());
         self.names.remove(&key);
@@ -337,6 +354,7 @@ impl Inodes {
         inode.parent = parent;
         inode.name = Box::from(name);
         inode.place = place;
+        inode.stamps.ctime = Some(clock::nanos());
         self.names.remove(&old);
         self.names.insert((parent, Box::from(name)), ino);
         if let Some(above) = self.nodes.get_mut(&parent) {
@@ -356,8 +374,22 @@ impl Inodes {
             if let Some(inode) = self.nodes.get_mut(&ino) {
                 inode.parent = parent;
                 inode.name = name.clone();
+                inode.stamps.ctime = Some(clock::nanos());
             }
             self.names.insert((parent, name), ino);
+        }
+    }
+
+    /// The times of an inode that no store keeps.
+    pub(crate) fn stamps(&self, ino: u64) -> Stamps {
+        self.nodes.get(&ino).map(|inode| inode.stamps).unwrap_or_default()
+    }
+
+    /// Notes that an inode's attributes are changed now, and what its atime is from now on, if that is known.
+    pub(crate) fn stamp(&mut self, ino: u64, atime: Option<i64>) {
+        if let Some(inode) = self.nodes.get_mut(&ino) {
+            inode.stamps.ctime = Some(clock::nanos());
+            inode.stamps.atime = atime.or(inode.stamps.atime);
         }
     }
 

@@ -5,6 +5,7 @@
 //! elsewhere; `session` mounts and unmounts. Knows nothing of entries, signatures and the network.
 
 mod adapter;
+mod allocate;
 mod announce;
 mod aside;
 mod chat;

@@ -44,7 +44,7 @@ pub(crate) const fn same(content: crate::stores::kv::Content) -> Value {
 
 impl Tree {
     /// Prepares the first change since the draft was last published: from here on it stands for what its opener saw.
-    fn begin(&self, draft: &Arc<Draft>, file: &FileHandle) {
+    pub(crate) fn begin(&self, draft: &Arc<Draft>, file: &FileHandle) {
         let mut guard = draft.shape();
         let shape = &mut *guard;
         if shape.dirty() || shape.new {
@@ -305,8 +305,18 @@ impl Tree {
         if let Some(size) = wanted.size {
             self.truncate(ino, store, size, file)?;
         }
-        if wanted.mode.is_none() && wanted.mtime.is_none() {
+        if wanted.mode.is_none() && wanted.mtime.is_none() && wanted.atime.is_none() {
             return self.attr(ino);
+        }
+        let before = self.attr(ino)?;
+        {
+            let mut table = self.table();
+            // An atime that was the mtime stays what it was.
+            let known = table.stamps(ino).atime.or(wanted.mtime.map(|_| before.mtime));
+            table.stamp(ino, wanted.atime.or(known));
+        }
+        if wanted.mode.is_none() && wanted.mtime.is_none() {
+            return Ok(before);
         }
         {
             // Under the table's lock, so that the draft is not let go of meanwhile.
@@ -419,6 +429,7 @@ pub(crate) fn directory(kv: &Kv, path: &[u8], mode: u32, mtime: i64) -> Answer<O
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Wanted {
     pub(crate) mode: Option<u32>,
+    pub(crate) atime: Option<i64>,
     pub(crate) mtime: Option<i64>,
     pub(crate) size: Option<u64>,
 }

@@ -235,8 +235,11 @@ impl World {
     }
 
     pub(crate) fn mount(&mut self) {
-        self.mounted =
-            Some(mount(&self.at, self.sources(), Options::default()).expect("to mount (as root, with /dev/fuse)"));
+        self.mount_with(Options::default());
+    }
+
+    pub(crate) fn mount_with(&mut self, options: Options) {
+        self.mounted = Some(mount(&self.at, self.sources(), options).expect("to mount (as root, with /dev/fuse)"));
     }
 
     pub(crate) fn unmount(&mut self) {
