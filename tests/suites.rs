@@ -10,6 +10,8 @@
 )]
 #![allow(missing_docs, reason = "a program, not a library")]
 
+#[path = "suites/differential.rs"]
+mod differential;
 #[path = "suites/fsx.rs"]
 mod fsx;
 #[path = "suites/posix.rs"]

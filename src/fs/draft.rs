@@ -54,8 +54,6 @@ pub(crate) struct Shape {
     pub(crate) base: Vec<HeadId>,
     /// The last version that was published from here.
     pub(crate) own: Option<HeadId>,
-    /// It has another key than when it was opened: only `own` is among that key's heads.
-    pub(crate) moved: bool,
     /// How far each author's chain had come when it was made, if it may take another key's place.
     pub(crate) tips: Option<BTreeMap<NodeId, Tip>>,
     /// What makes its file survive a crash of the daemon. Its content then is in that file.
@@ -80,7 +78,6 @@ impl Shape {
             writers: 0,
             base: Vec::new(),
             own: None,
-            moved: false,
             tips: None,
             kept: None,
         }

@@ -501,11 +501,6 @@ impl Inodes {
         names.map(|(name, ino)| (name.clone(), *ino)).collect()
     }
 
-    /// The children of all directories that the store does not have.
-    pub(crate) fn all_locals(&self) -> Vec<u64> {
-        self.locals.values().flat_map(BTreeMap::values).copied().collect()
-    }
-
     /// Every draft.
     pub(crate) fn drafts(&self) -> Vec<(u64, Arc<Draft>)> {
         let nodes = self.nodes.iter();

@@ -160,18 +160,15 @@ impl Tree {
         }
     }
 
-    /// Notes where the files that stay on this machine are after a directory of theirs was renamed.
+    /// Notes where what is being written is after a directory above it was renamed.
     pub(crate) fn keep_below(&self, directory: u64) {
         let (above, all) = {
             let table = self.table();
-            (table.see(directory), table.all_locals())
+            (table.see(directory), table.drafts())
         };
         let Ok(above) = above else { return };
-        for ino in all {
-            let seen = self.table().see(ino);
-            if let Ok(Seen { draft: Some(draft), path, .. }) = seen
-                && path.starts_with(&above.path)
-            {
+        for (ino, draft) in all {
+            if self.table().see(ino).is_ok_and(|seen| seen.path.starts_with(&above.path)) {
                 self.note_again(ino, &draft);
             }
         }

@@ -25,8 +25,8 @@ pub(crate) struct FileHandle {
     pub(crate) append: bool,
     /// What it writes to; `None` if it was opened for reading.
     pub(crate) draft: Option<Arc<Draft>>,
-    /// The heads that were there when it was opened, and the one that was shown.
-    pub(crate) base: Vec<HeadId>,
+    /// The heads that were there when it was opened, by the names that they have now, and the one that was shown.
+    pub(crate) base: Mutex<Vec<HeadId>>,
     pub(crate) winner: Option<Head>,
     /// The content that was read last.
     opened: Mutex<Option<(HeadId, Arc<Opened>)>>,
@@ -34,7 +34,7 @@ pub(crate) struct FileHandle {
 
 impl FileHandle {
     pub(crate) fn new(seen: &Seen, store: StoreId, append: bool, draft: Option<Arc<Draft>>) -> Self {
-        let base = Vec::new();
+        let base = Mutex::default();
         Self { ino: seen.ino, store, append, draft, base, winner: None, opened: Mutex::default() }
     }
 }
@@ -178,6 +178,7 @@ impl Tree {
 
     /// Where a key that is a symbolic link points.
     pub(crate) fn key_target(&self, seen: &Seen, store: StoreId) -> Answer<Vec<u8>> {
+        let mut head = None;
         if let Some(draft) = Self::shown_draft(seen.draft.as_ref()) {
             let shape = draft.shape();
             match &shape.content {
@@ -185,11 +186,11 @@ impl Tree {
                 Content::Spilled(spill) => {
                     return Ok(read_at(&spill.file, 0, usize::try_from(shape.size).unwrap_or(usize::MAX))?);
                 }
-                Content::Base(_) => {}
+                Content::Base(base) => head = base.as_deref().copied(),
             }
         }
         let kv = self.kv(&store)?;
-        match kv.node(&seen.path)? {
+        match head.map(|head| Ok(Some(Node::Symlink(head)))).unwrap_or_else(|| kv.node(&seen.path))? {
             Some(Node::Symlink(head)) => match kv.read_within(&head, Duration::ZERO)? {
                 Opened::Bytes(bytes) => Ok(bytes),
                 Opened::File(..) => Err(errno::INVALID),
@@ -223,7 +224,7 @@ impl Tree {
         if seen.attached {
             let heads = kv.heads(&seen.path)?;
             handle.winner = heads.as_ref().and_then(|heads| heads.visible().copied());
-            handle.base = heads.iter().flat_map(|heads| heads.all()).map(|head| head.id).collect();
+            *locked(&handle.base) = heads.iter().flat_map(|heads| heads.all()).map(|head| head.id).collect();
         }
         if writes {
             let draft = self.draft_for(seen, &handle)?;

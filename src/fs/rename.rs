@@ -1,6 +1,6 @@
 //! Renaming files and trees: one entry each.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::draft::{Content, Draft, Shape};
@@ -8,12 +8,12 @@ use super::errno::{self, Answer, Failure};
 use super::inodes::{Place, Seen, Type, Whiteout, join};
 use super::keys;
 use super::names::{Target, ids};
-use super::tree::Tree;
+use super::tree::{Handle, Tree, locked};
 use super::waiting::{Due, REPLACE};
 use super::write::{Version, directory, same};
 use super::{heads, local};
 use crate::clock;
-use crate::ids::StoreId;
+use crate::ids::{Hash, StoreId};
 use crate::stores::Merge;
 use crate::stores::kv::{Head, HeadId, Heads, Kv, KvError, Node, Op};
 
@@ -175,7 +175,7 @@ impl Tree {
         let receipt = self.commit(&kv, ops)?;
         drop(self.table().take_whiteout(rename.from.parent, rename.from.name));
         self.renamed(rename, &target);
-        draft.shape().moved = true;
+        self.forget_bases(rename.ino);
         let own = HeadId { entry: receipt.hash, op: 0 };
         self.is_published(rename.ino, &kv, draft, version.changes, own, receipt);
         let mut table = self.table();
@@ -226,9 +226,9 @@ impl Tree {
         {
             let mut old = draft.shape();
             shape.writers = old.writers;
-            shape.moved = true;
             *old = shape;
         }
+        self.forget_bases(rename.ino);
         let mut table = self.table();
         table.set_draft(rename.ino, Arc::clone(&draft), true);
         table.white_out(rename.from.parent, rename.from.name, Whiteout { heads: ids(Some(&heads)) });
@@ -248,7 +248,7 @@ impl Tree {
             return Ok(());
         }
         let moves = Self::moves(&kv, &seen, &target.path)?;
-        let mut ops = Self::operations(&kv, &moves)?;
+        let (mut ops, heads) = Self::operations(&kv, &moves)?;
         let (from, _, _) = self.place_for(rename.from.parent, rename.from.name)?;
         if seen.kind == Type::Directory && ops.is_empty() {
             ops.push(directory(&kv, &target.path, keys::IMPLIED, clock::nanos())?);
@@ -256,11 +256,7 @@ impl Tree {
         Self::stay(&kv, &from.path, rename.from.name, &mut ops)?;
         let receipt = self.commit(&kv, ops).map_err(too_large)?;
         self.renamed(rename, &target);
-        if let Some(draft) = &seen.draft {
-            let mut shape = draft.shape();
-            shape.moved = true;
-            shape.own = Some(HeadId { entry: receipt.hash, op: 0 });
-        }
+        self.follow(&kv, &heads, receipt.hash, &[rename.ino])?;
         if seen.kind == Type::Directory {
             self.keep_below(rename.ino);
         }
@@ -289,12 +285,14 @@ impl Tree {
         Ok(moves)
     }
 
-    fn operations(kv: &Kv, moves: &[Move]) -> Answer<Vec<Op>> {
+    /// What moves keys, and for each head that moves along which of the operations makes it anew.
+    fn operations(kv: &Kv, moves: &[Move]) -> Answer<(Vec<Op>, BTreeMap<HeadId, u16>)> {
         let filled: BTreeSet<&[u8]> = moves.iter().map(|step| step.to.as_slice()).collect();
-        let mut ops = Vec::new();
+        let (mut ops, mut heads) = (Vec::new(), BTreeMap::new());
         for step in moves {
             let supersedes = ids(kv.heads(&step.to)?.as_ref());
             for head in step.heads.all().iter().rev().filter(|head| head.is_live()) {
+                heads.insert(head.id, u16::try_from(ops.len()).unwrap_or(u16::MAX));
                 ops.push(Op::Put {
                     path: step.to.clone(),
                     supersedes: supersedes.clone(),
@@ -308,16 +306,58 @@ impl Tree {
         for step in moves.iter().filter(|step| !filled.contains(step.from.as_slice())) {
             ops.push(Op::Delete { path: step.from.clone(), supersedes: ids(Some(&step.heads)) });
         }
-        Ok(ops)
+        Ok((ops, heads))
+    }
+
+    /// What is open and what is being written goes on from the heads as they are named since they moved along.
+    fn follow(&self, kv: &Kv, heads: &BTreeMap<HeadId, u16>, entry: Hash, moved: &[u64]) -> Answer<()> {
+        let now = |id: &HeadId| heads.get(id).map(|op| HeadId { entry, op: *op });
+        let renew = |base: &mut Vec<HeadId>| {
+            if base.iter().any(|id| heads.contains_key(id)) {
+                *base = base.iter().filter_map(now).collect();
+            }
+        };
+        for handle in self.open_files() {
+            if let Handle::File(file) = &*handle {
+                renew(&mut locked(&file.base));
+            }
+        }
+        let drafts = self.table().drafts();
+        let above = moved.iter().map(|ino| self.table().see(*ino).map(|seen| join(&seen.path, b"")));
+        let above = above.collect::<Answer<Vec<_>>>()?;
+        for (ino, draft) in drafts {
+            let path = self.table().see(ino)?.path;
+            let new = {
+                let mut shape = draft.shape();
+                renew(&mut shape.base);
+                shape.own = shape.own.and_then(|own| now(&own).or(Some(own)));
+                shape.new
+            };
+            if new && above.iter().any(|above| path.starts_with(above)) {
+                // The store has something else at its path than where it was made.
+                draft.shape().base = ids(kv.heads(&path)?.as_ref());
+            }
+        }
+        Ok(())
+    }
+
+    /// An inode that stands for another key than when it was opened: nobody has seen that one's heads.
+    fn forget_bases(&self, ino: u64) {
+        for handle in self.open_files() {
+            if let Handle::File(file) = &*handle
+                && file.ino == ino
+            {
+                locked(&file.base).clear();
+            }
+        }
     }
 
     fn exchange(&self, store: StoreId, one: (End<'_>, u64), other: (End<'_>, u64)) -> Answer<()> {
         for (_, ino) in [one, other] {
             let seen = self.table().see(ino)?;
             if let Some(draft) = Self::shown_draft(seen.draft.as_ref()) {
-                if draft.shape().local {
-                    return Err(Failure::Refused(libc::EINVAL, "one of them stays on this machine"));
-                }
+                // One that stays here does so no longer: it takes the place of a key.
+                draft.shape().local = false;
                 self.publish(ino, store, &draft)?;
             }
         }
@@ -327,16 +367,14 @@ impl Tree {
         let second = self.table().see(other.1)?;
         let mut moves = Self::moves(&kv, &first, &second.path)?;
         moves.extend(Self::moves(&kv, &second, &first.path)?);
-        let ops = Self::operations(&kv, &moves)?;
-        if !ops.is_empty() {
-            self.commit(&kv, ops).map_err(too_large)?;
-        }
+        let (ops, heads) = Self::operations(&kv, &moves)?;
+        let receipt = if ops.is_empty() { None } else { Some(self.commit(&kv, ops).map_err(too_large)?) };
         self.table().exchange(one.1, other.1);
+        if let Some(receipt) = receipt {
+            self.follow(&kv, &heads, receipt.hash, &[one.1, other.1])?;
+        }
         self.keep_below(one.1);
         self.keep_below(other.1);
-        for draft in [first.draft, second.draft].into_iter().flatten() {
-            draft.shape().moved = true;
-        }
         self.bump(one.0.parent);
         self.bump(other.0.parent);
         Ok(())

@@ -159,6 +159,11 @@ impl Tree {
         locked(&self.handles).get(&number).cloned().ok_or(errno::INVALID)
     }
 
+    /// The files that are open.
+    pub(crate) fn open_files(&self) -> Vec<Arc<Handle>> {
+        locked(&self.handles).values().filter(|handle| matches!(***handle, Handle::File(_))).cloned().collect()
+    }
+
     pub(crate) fn let_go(&self, number: u64) -> Option<Arc<Handle>> {
         locked(&self.handles).remove(&number)
     }

@@ -51,11 +51,7 @@ impl Tree {
             return;
         }
         self.keeper.add(file.ino, draft);
-        if shape.moved {
-            shape.base.clear();
-        } else {
-            shape.base.clone_from(&file.base);
-        }
+        shape.base.clone_from(&super::tree::locked(&file.base));
         shape.base.extend(shape.own);
         let ours = shape.own.is_some() && !matches!(shape.content, Content::Base(_));
         if !ours {
@@ -366,10 +362,7 @@ impl Tree {
         }
         let seen = self.table().see(ino)?;
         let own = self.open_key(&seen, store, libc::O_WRONLY)?;
-        let result = own.draft.as_ref().ok_or(errno::INVALID).and_then(|draft| {
-            let shown = draft.shape().size;
-            if shown == size { Ok(()) } else { self.resize(&own, draft, size) }
-        });
+        let result = own.draft.as_ref().ok_or(errno::INVALID).and_then(|draft| self.resize(&own, draft, size));
         let released = self.release(&own);
         result.and(released)
     }
