@@ -23,7 +23,7 @@ use crate::mesh::{self, Context, Founded, Mesh, MeshError, There};
 use crate::net::iroh::{Node, Options, Relays};
 use crate::net::join::{JoinError, Refusal};
 use crate::net::ticket::{Ticket, TicketError};
-use crate::peers::{Peer, Peers};
+use crate::peers::{Peer, Peers, Proof};
 use crate::replication::database::DatabaseError;
 use crate::replication::membership::Role;
 use crate::replication::replica::Snapshot;
@@ -62,6 +62,10 @@ struct Members(Arc<ArcSwapOption<Mesh>>);
 impl Peers for Members {
     fn peers(&self) -> Vec<Peer> {
         self.0.load().as_ref().map(|mesh| mesh.peers()).unwrap_or_default()
+    }
+
+    fn proof(&self, node: &NodeId) -> Option<Proof> {
+        self.0.load().as_ref()?.proof(node)
     }
 }
 
@@ -361,6 +365,7 @@ impl Host for Daemon {
             mounts: self.alive(),
             warnings: self.warnings(),
             forks: self.mesh.load().as_ref().map_or(0, |mesh| mesh.forks()),
+            forkers: self.mesh.load().as_ref().map_or_else(Vec::new, |mesh| mesh.forkers()),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::clock::Millis;
-use crate::ids::NodeId;
+use crate::ids::{NodeId, StoreId};
 use crate::replication::membership::Role;
 
 /// A member as this node sees it.
@@ -21,6 +21,8 @@ pub struct Peer {
     pub left: bool,
     /// Whether others ended its membership.
     pub removed: bool,
+    /// Whether it is proven that it signed two entries for one place.
+    pub forked: bool,
     /// Whether a sync connection with it is up.
     pub online: bool,
     /// Where it was last reached.
@@ -35,8 +37,24 @@ pub struct Peer {
     pub version: Option<String>,
 }
 
+/// What proves that a member forked its chain: two headers that it signed for one place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proof {
+    /// The store.
+    pub store: StoreId,
+    /// The place: the entries' number in the member's chain.
+    pub number: u64,
+    /// One header, and its signature after it.
+    pub one: Vec<u8>,
+    /// The other.
+    pub other: Vec<u8>,
+}
+
 /// Who can tell of the members.
 pub trait Peers: Send + Sync + 'static {
     /// All members, this node too, by name.
     fn peers(&self) -> Vec<Peer>;
+
+    /// The proof that a member signed two entries for one place.
+    fn proof(&self, node: &NodeId) -> Option<Proof>;
 }

@@ -214,3 +214,62 @@ fn a_revoked_node_is_cut_off_and_gets_nothing_new_also_when_it_comes_back() {
     }
     same_everywhere(&nodes);
 }
+
+#[test]
+fn who_signs_two_entries_for_one_place_is_removed_by_its_own_proof_and_the_others_agree() {
+    let net = Net::new(3);
+    let nodes = mesh(&net, 3);
+    let json = |of: &Node<'_>, args: &[&str]| -> serde_json::Value { serde_json::from_str(&of.lattice(args)).unwrap() };
+    let forker = json(&nodes[2], &["status", "--json"])["name"].as_str().unwrap().to_owned();
+    fs::write(nodes[2].key("first"), "before").unwrap();
+    for node in &nodes {
+        eventually("what it wrote before is everywhere", || node.key("first").exists());
+    }
+
+    // An older copy of its files goes on where none can tell it that its place is taken.
+    nodes[2].lattice(&["down"]);
+    let copy = nodes[2].data().with_extension("copy");
+    run("cp", &["-a", nodes[2].data().to_str().unwrap(), copy.to_str().unwrap()]);
+    nodes[2].up();
+    fs::write(nodes[2].key("one"), "one").unwrap();
+    for node in &nodes[..2] {
+        eventually("the one entry is here", || node.key("one").exists());
+    }
+    nodes[2].lattice(&["down"]);
+    net.cut(2);
+    fs::remove_dir_all(nodes[2].data()).unwrap();
+    fs::rename(&copy, nodes[2].data()).unwrap();
+    nodes[2].up();
+    fs::write(nodes[2].key("other"), "other").unwrap();
+    net.heal(2);
+
+    for node in &nodes[..2] {
+        let proof = node.mount().join("peers").join(&forker).join("fork-proof");
+        eventually("the proof is shown", || proof.exists());
+        let proof = fs::read_to_string(proof).unwrap();
+        let value = |name: &str| proof.lines().find_map(|line| line.strip_prefix(name)).unwrap().to_owned();
+        assert_ne!(value("one "), value("other "));
+        let header = |name: &str| {
+            let bytes = data_encoding::HEXLOWER.decode(value(name).as_bytes()).unwrap();
+            lattice::replication::entry::Header::decode_signed(&bytes).unwrap()
+        };
+        let (one, other) = (header("one "), header("other "));
+        assert_eq!((one.author, one.store, one.seq), (other.author, other.store, other.seq));
+        assert!(node.lattice(&["status"]).contains(&format!("by {forker}: removed for good")));
+        assert_eq!(json(node, &["status", "--json"])["forkers"], serde_json::json!([forker]));
+        let peers = json(node, &["peers", "--json"]);
+        let peer = peers.as_array().unwrap().iter().find(|peer| peer["name"] == *forker).unwrap().clone();
+        assert_eq!((&peer["forked"], &peer["removed"]), (&true.into(), &true.into()));
+        eventually("it is not connected any more", || {
+            let peers = json(node, &["peers", "--json"]);
+            peers.as_array().unwrap().iter().any(|peer| peer["name"] == *forker && peer["online"] == false)
+        });
+    }
+    let refused = nodes[0].attempt(&["mesh", "role", &forker, "writer"]);
+    assert!(!refused.status.success(), "it is for good");
+    fs::write(nodes[1].key("after"), "after").unwrap();
+    eventually("the others go on", || nodes[0].key("after").exists());
+    same_everywhere(&nodes[..2]);
+    assert!(nodes[0].key("first").exists(), "what it wrote before stays");
+    assert!(!nodes[2].key("after").exists(), "it gets nothing new");
+}

@@ -38,6 +38,8 @@ pub struct About {
     pub warnings: Vec<String>,
     /// Forks that were seen: authors who signed two entries for one place.
     pub forks: u64,
+    /// The names of those who signed them and are removed for it.
+    pub forkers: Vec<String>,
 }
 
 /// The mesh that a node is in.

@@ -55,6 +55,7 @@ fn described(peer: peers::Peer) -> Peer {
         lag: peer.lag,
         version: peer.version,
         removed: peer.removed,
+        forked: peer.forked,
     }
 }
 

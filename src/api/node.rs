@@ -34,6 +34,7 @@ impl Node for Service {
             stores,
             warnings: about.warnings,
             forks: about.forks,
+            forkers: about.forkers,
             listen: about.listen.to_string(),
             proposes: about.proposes,
         }))

@@ -191,7 +191,7 @@ async fn follow(log: Arc<Log>, request: LogRequest, answers: &Sender, stop: Canc
             () = answers.closed() => return Ok(()),
         };
         match event {
-            Ok(event) if event.store == log.store() && !sent.contains(&event.entry.hash()) => {
+            Ok(event) if event.store == log.store() && !event.excluded && !sent.contains(&event.entry.hash()) => {
                 let entry = told(&log, &event.entry, event.effects.noop.clone());
                 if answers.send(Ok(entry)).await.is_err() {
                     return Ok(());

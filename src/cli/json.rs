@@ -45,14 +45,14 @@ pub(super) fn status(status: &wire::StatusReply) -> Value {
         "version": status.version, "node": hex(&status.node), "name": status.name, "data": status.data,
         "pid": status.pid, "started": utc(status.started), "listening": status.listening, "mounts": status.mounts,
         "mesh": status.mesh.as_ref().map(mesh), "stores": status.stores.iter().map(store).collect::<Vec<_>>(),
-        "warnings": status.warnings, "forks": status.forks,
+        "warnings": status.warnings, "forks": status.forks, "forkers": status.forkers,
     })
 }
 
 pub(super) fn peer(peer: &wire::Peer) -> Value {
     json!({
         "id": hex(&peer.id), "name": peer.name, "role": peer.role, "me": peer.me, "left": peer.left, "removed": peer.removed,
-        "online": peer.online, "address": peer.address, "rtt_us": peer.rtt,
+        "forked": peer.forked, "online": peer.online, "address": peer.address, "rtt_us": peer.rtt,
         "last_seen": peer.last_seen.map(utc), "lag": peer.lag, "version": peer.version,
     })
 }

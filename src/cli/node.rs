@@ -50,7 +50,12 @@ fn summary(status: &StatusReply, context: &Context) -> String {
         || format!("none: `{}` or `{}`", context.typed("mesh init"), context.typed("mesh join TOKEN")),
         mesh::described,
     );
-    let forks = if status.forks == 0 { String::new() } else { format!("\nforks      {}", status.forks) };
+    let forkers: Vec<_> = status.forkers.iter().map(|name| escaped(name.as_bytes())).collect();
+    let forks = match (status.forks, forkers.is_empty()) {
+        (0, true) => String::new(),
+        (count, true) => format!("\nforks      {count} seen"),
+        (_, false) => format!("\nforks      by {}: removed for good, see peers/NAME/fork-proof", forkers.join(", ")),
+    };
     format!(
         "node       {} ({}), lattice {}, process {}, started {}\ndata       {}\nlistening  {}\nmounted    {}\nmesh       {mesh}{forks}",
         escaped(status.name.as_bytes()),

@@ -33,7 +33,9 @@ impl Peers {
 
 fn row(peer: &Peer) -> [String; 8] {
     let absent = || "-".to_owned();
-    let state = if peer.removed {
+    let state = if peer.forked {
+        "forked".into()
+    } else if peer.removed {
         "removed".into()
     } else if peer.left {
         "left".into()

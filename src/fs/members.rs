@@ -3,10 +3,14 @@
 use super::errno::{self, Answer};
 use super::inodes::Seen;
 use super::tree::Tree;
-use crate::peers::Peer;
+use crate::ids::NodeId;
+use crate::peers::{Peer, Proof};
 
 /// The files of a member.
 pub(crate) const FILES: [&str; 8] = ["address", "id", "lag", "last_seen", "role", "rtt", "status", "version"];
+
+/// The file of a member who forked its chain.
+pub(crate) const PROOF: &str = "fork-proof";
 
 /// Whether a member has this name.
 pub(crate) fn is(tree: &Tree, name: &[u8]) -> bool {
@@ -26,7 +30,24 @@ pub(crate) fn text(tree: &Tree, file: &Seen) -> Answer<Vec<u8>> {
     let parent = tree.table().see(file.parent)?;
     let peers = tree.sources.peers.peers();
     let peer = peers.iter().find(|peer| peer.name.as_bytes() == &*parent.name).ok_or(errno::MISSING)?;
+    if &*file.name == PROOF.as_bytes() {
+        let proof = tree.sources.peers.proof(&peer.id).ok_or(errno::MISSING)?;
+        return Ok(shown(&peer.id, &proof).into_bytes());
+    }
     Ok(line(peer, &file.name).map_or_else(Vec::new, |line| (line + "\n").into_bytes()))
+}
+
+/// The names of the files of a member.
+pub(crate) fn files(tree: &Tree, directory: &Seen) -> Vec<&'static str> {
+    let forked = tree.sources.peers.peers().iter().any(|peer| peer.forked && peer.name.as_bytes() == &*directory.name);
+    FILES.into_iter().chain(forked.then_some(PROOF)).collect()
+}
+
+/// What anyone can check: two signed headers of one author for one place.
+fn shown(author: &NodeId, proof: &Proof) -> String {
+    let hex = |bytes: &[u8]| data_encoding::HEXLOWER.encode(bytes);
+    let Proof { store, number, one, other } = proof;
+    format!("author {author}\nstore {store}\nnumber {number}\none {}\nother {}\n", hex(one), hex(other))
 }
 
 fn line(peer: &Peer, file: &[u8]) -> Option<String> {
@@ -49,6 +70,8 @@ fn line(peer: &Peer, file: &[u8]) -> Option<String> {
 const fn status(peer: &Peer) -> &'static str {
     if peer.me {
         "this node"
+    } else if peer.forked {
+        "forked"
     } else if peer.removed {
         "removed"
     } else if peer.left {

@@ -233,7 +233,8 @@ impl Tree {
             }
             Place::Peers => members::is(self, name).then_some((Place::Peer, Type::Directory, NONE)),
             Place::Peer => {
-                members::FILES.iter().any(|file| file.as_bytes() == name).then_some((Place::PeerFile, Type::File, NONE))
+                let file = members::files(self, directory).into_iter().any(|file| file.as_bytes() == name);
+                file.then_some((Place::PeerFile, Type::File, NONE))
             }
             Place::Chat => chat::is(self, name).then_some((Place::Room, Type::File, NONE)),
             Place::Keys(_) | Place::Key(_) => None,
@@ -264,7 +265,8 @@ impl Tree {
             Place::Moments(_) => Vec::new(),
             Place::Peers => members::names(self).iter().map(|name| dir(name, Place::Peer)).collect(),
             Place::Peer => {
-                members::FILES.iter().map(|file| (file.as_bytes().to_vec(), Place::PeerFile, Type::File)).collect()
+                let file = |file: &str| (file.as_bytes().to_vec(), Place::PeerFile, Type::File);
+                members::files(self, directory).into_iter().map(file).collect()
             }
             Place::Chat => {
                 chat::names(self).into_iter().map(|name| (name.into_bytes(), Place::Room, Type::File)).collect()

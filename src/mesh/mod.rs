@@ -23,9 +23,10 @@ use crate::net::iroh::Node;
 use crate::net::join::JoinError;
 use crate::net::link::Command;
 use crate::net::ticket::{Contact, Secret, Ticket, TicketError};
-use crate::peers::{Peer, Peers};
+use crate::peers::{Peer, Peers, Proof};
 use crate::replication::database::DatabaseError;
 use crate::replication::driver::{Driver, Host};
+use crate::replication::entry::{Fork, Header};
 use crate::replication::limits;
 use crate::replication::log::{Durable, Event, Log, Origin};
 use crate::replication::membership::{Cut, Membership, Role};
@@ -308,13 +309,45 @@ impl Mesh {
         self.registry.logs().iter().map(count).sum()
     }
 
+    /// The names of the members, present and past, who are proven to have forked their chain.
+    #[must_use]
+    pub fn forkers(&self) -> Vec<String> {
+        self.membership().members.values().filter(|member| member.forked).map(|member| member.name.clone()).collect()
+    }
+
+    /// The proofs that are here against others and that nobody has recorded yet.
+    fn charges(&self) -> Result<BTreeMap<NodeId, Fork>, DatabaseError> {
+        let membership = self.membership();
+        let me = self.node.id();
+        let free = |node: &NodeId| *node != me && membership.members.get(node).is_some_and(|member| !member.forked);
+        let mut charges = BTreeMap::new();
+        for log in self.registry.logs() {
+            charges.extend(log.proofs()?.into_iter().filter(|(node, _)| free(node)));
+        }
+        Ok(charges)
+    }
+
+    /// Records the proofs against those who signed two entries for one place: with that their membership ends.
+    async fn charge(self: &Arc<Self>) -> Result<(), MeshError> {
+        if !self.membership().admits(&self.node.id()) {
+            return Ok(());
+        }
+        let mesh = self.clone();
+        for (node, fork) in blocking(move || mesh.charges()).await?? {
+            tracing::warn!(target: "mesh", node = %node.short(), "signed two entries for one place: it is removed for good");
+            let cut = self.cut(&node)?;
+            self.submit("remove members", Op::Ban { fork, cut, salt: rand::random() }).await?;
+        }
+        Ok(())
+    }
+
     fn membership(&self) -> Arc<Membership> {
         self.registry.root().membership().load_full()
     }
 
     /// Submits an operation on the mesh; returns when it is durable.
     async fn submit(self: &Arc<Self>, what: &'static str, op: Op) -> Result<(), MeshError> {
-        if self.role() != Some(Role::Admin) && !matches!(op, Op::Leave) {
+        if self.role() != Some(Role::Admin) && !matches!(op, Op::Leave | Op::Ban { .. }) {
             let role = self.role().map_or("stranger", Role::name);
             return Err(MeshError::NotAllowed { what, role });
         }
@@ -376,8 +409,16 @@ impl Mesh {
     /// Says so if this node is a member no more.
     #[must_use]
     pub fn ended(&self) -> Option<String> {
-        let removed = self.membership().members.get(&self.node.id()).is_some_and(|member| member.removed);
-        if removed {
+        let membership = self.membership();
+        let me = membership.members.get(&self.node.id());
+        if me.is_some_and(|member| member.forked) {
+            return Some(
+                "this node signed two entries for one place, as a copy of its data directory does that runs beside it, and was \
+                 removed from the mesh for good: it only reads what is here. A new data directory can join with a new token"
+                    .to_owned(),
+            );
+        }
+        if me.is_some_and(|member| member.removed) {
             return Some(
                 "this node was removed from the mesh: nothing comes or goes, and it only reads what is here".to_owned(),
             );
@@ -565,6 +606,7 @@ impl Peers for Mesh {
                     me: own,
                     left: member.left,
                     removed: member.removed,
+                    forked: member.forked,
                     online: own || (status.online && reached.is_some()),
                     address: reached.as_ref().and_then(|link| link.address.clone()).or(status.address.clone()),
                     rtt: reached.and_then(|link| link.rtt).or(status.rtt),
@@ -577,6 +619,12 @@ impl Peers for Mesh {
         peers.sort_by(|a, b| a.name.cmp(&b.name));
         peers
     }
+
+    fn proof(&self, node: &NodeId) -> Option<Proof> {
+        let Fork { one, other } = self.registry.root().proof(node)?;
+        let header = Header::decode_signed(&one).ok()?;
+        Some(Proof { store: header.store, number: header.seq, one: one.to_vec(), other: other.to_vec() })
+    }
 }
 
 /// Follows what is included: keeps the set of stores, of links and of fetched blobs as the entries say.
@@ -587,6 +635,7 @@ async fn follow(mesh: Arc<Mesh>, mut events: broadcast::Receiver<Arc<Event>>) {
     }
     mesh.connect(&file).await;
     mesh.release();
+    charge(&mesh).await;
     mesh.registry.logs().iter().for_each(|log| mesh.fetch_wanted(log));
     let mut keep = tokio::time::interval(KEEP_ADDRESSES);
     let root = mesh.id.root();
@@ -599,7 +648,11 @@ async fn follow(mesh: Arc<Mesh>, mut events: broadcast::Receiver<Arc<Event>>) {
                     mesh.keep_addresses(&mut file);
                     mesh.connect(&file).await;
                     mesh.release();
+                    if event.excluded {
+                        charge(&mesh).await;
+                    }
                 }
+                Ok(event) if event.excluded => charge(&mesh).await,
                 Ok(event) => {
                     if let Some(log) = mesh.registry.log(&event.store) {
                         event.effects.blobs.iter().for_each(|(hash, size)| mesh.fetch(&log, *hash, *size));
@@ -608,11 +661,18 @@ async fn follow(mesh: Arc<Mesh>, mut events: broadcast::Receiver<Arc<Event>>) {
                 Err(broadcast::error::RecvError::Lagged(_)) => {
                     refresh(&mesh).await;
                     mesh.connect(&file).await;
+                    charge(&mesh).await;
                     mesh.registry.logs().iter().for_each(|log| mesh.fetch_wanted(log));
                 }
                 Err(broadcast::error::RecvError::Closed) => return,
             },
         }
+    }
+}
+
+async fn charge(mesh: &Arc<Mesh>) {
+    if let Err(error) = mesh.charge().await {
+        tracing::error!(target: "mesh", %error, "the proof of a fork can't be recorded");
     }
 }
 

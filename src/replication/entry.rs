@@ -15,6 +15,7 @@ use std::fmt;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use ed25519_dalek::{Signer, SigningKey};
+use serde::{Deserialize, Serialize};
 
 use super::limits;
 use crate::clock::Hlc;
@@ -159,7 +160,7 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
 }
 
 /// Two signed headers of one author: each its bytes and, after them, its signature.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fork {
     /// One.
     pub one: Bytes,

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 /// The largest payload of an entry, in bytes.
 pub const PAYLOAD: usize = 64 * 1024;
-/// The most entries that one entry may name in `deps`.
-pub const DEPS: usize = 1_024;
+/// The most entries that one entry may name in `deps`: so few that two headers, which prove a fork, fit the payload of one
+/// entry, with a cut.
+pub const DEPS: usize = 896;
+const _: () = assert!(2 * (32 * DEPS + 512) + 4_096 <= PAYLOAD, "the proof of a fork must fit an entry");
 /// The longest path of a key, in bytes.
 pub const KEY_PATH: usize = 4_096;
 /// The longest component of a key's path, in bytes.

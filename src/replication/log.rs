@@ -99,7 +99,7 @@ pub struct Event {
     pub origin: Origin,
     /// What changed.
     pub effects: Effects,
-    /// Whether the entry ceased to count.
+    /// Whether the entry ceased to count, or never did since it forks its author's chain.
     pub excluded: bool,
 }
 

@@ -64,6 +64,8 @@ pub struct Member {
     pub left: bool,
     /// Whether others ended its membership.
     pub removed: bool,
+    /// Whether it is proven that it signed two entries for one place: it is removed for good.
+    pub forked: bool,
     /// How far its entries count; `None`: all of them do.
     pub cut: Option<Cut>,
 }
@@ -73,7 +75,7 @@ impl Member {
     #[must_use]
     pub fn new(name: impl Into<String>, role: Role) -> Self {
         let cut = (role < Role::Writer).then(Cut::new);
-        Self { name: name.into(), role, left: false, removed: false, cut }
+        Self { name: name.into(), role, left: false, removed: false, forked: false, cut }
     }
 
     /// Whether the entry of this number and hash in its chain in `store` counts, as far as that can be told before the cut's

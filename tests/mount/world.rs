@@ -13,7 +13,7 @@ use lattice::blobs::{BlobError, Payloads};
 use lattice::clock::{self, System};
 use lattice::fs::{Mounted, Options, Sources, mount};
 use lattice::ids::{Hash, NodeId};
-use lattice::peers::{Peer, Peers};
+use lattice::peers::{Peer, Peers, Proof};
 use lattice::replication::log::Origin;
 use lattice::replication::membership::Role;
 use lattice::stores::kv::{HeadId, Heads, Kind, Kv, Op, Opened, Value};
@@ -67,6 +67,10 @@ pub(crate) struct Fixed(pub(crate) Vec<Peer>);
 impl Peers for Fixed {
     fn peers(&self) -> Vec<Peer> {
         self.0.clone()
+    }
+
+    fn proof(&self, _: &NodeId) -> Option<Proof> {
+        None
     }
 }
 
@@ -219,6 +223,7 @@ impl World {
             me,
             left: false,
             removed: false,
+            forked: false,
             online: !me,
             address: None,
             rtt: (!me).then_some(Duration::from_micros(1500)),

@@ -15,12 +15,12 @@ fn names(value: &Value) -> String {
 
 const MESH: &str = "id members name online role";
 const STORE: &str = "bytes conflicts damaged entries id keys kind missing_blobs missing_entries name settled";
-const PEER: &str = "address id lag last_seen left me name online removed role rtt_us version";
+const PEER: &str = "address forked id lag last_seen left me name online removed role rtt_us version";
 const HEAD: &str = "author author_name hash hlc kind mode mtime_ns op seq size time";
 const ENTRY: &str = "author author_name does hash hlc noop parents seq size time";
 const MESSAGE: &str = "author author_name edited hlc id reactions redacted reply_to room text time what";
 const CHANGE: &str = "author author_name hash hlc path time what";
-const STATUS: &str = "data forks listening mesh mounts name node pid started stores version warnings";
+const STATUS: &str = "data forkers forks listening mesh mounts name node pid started stores version warnings";
 
 #[test]
 fn each_answer_is_one_document_with_the_names_that_scripts_know() {

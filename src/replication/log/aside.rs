@@ -83,7 +83,7 @@ impl Log {
     }
 
     /// The entries of an author that are aside, with this number.
-    fn asides(&self, read: &impl Read, author: &NodeId, seq: u64) -> Result<Vec<Entry>> {
+    pub(super) fn asides(&self, read: &impl Read, author: &NodeId, seq: u64) -> Result<Vec<Entry>> {
         let mut rows = Vec::new();
         let mut end = Vec::new();
         read.scan(ASIDE, prefix(&chain_key(author, seq), &mut end), false, &mut |_, bytes| {

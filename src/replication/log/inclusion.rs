@@ -132,6 +132,7 @@ impl Log {
         let mut verdicts = Vec::with_capacity(entries.len());
         let mut included = Vec::new();
         let mut proofs = false;
+        let mut forked = Vec::new();
         for entry in entries {
             let verdict = self.judge(&txn, head, entry)?;
             if verdict == Verdict::Included {
@@ -142,6 +143,7 @@ impl Log {
                 txn.put(FORKS, chain_key(&entry.header().author, entry.header().seq), &entry.bytes()[..]);
                 self.put_aside(&mut txn, entry)?;
                 proofs = true;
+                forked.push(entry.clone());
             }
             if verdict == Verdict::Excluded {
                 self.put_aside(&mut txn, entry)?;
@@ -155,6 +157,9 @@ impl Log {
         let any = !included.is_empty();
         if proofs || any {
             self.finish(writes, included, origin)?;
+        }
+        for entry in forked {
+            self.tell(entry, origin, Effects::default(), true);
         }
         // The other branch of a fork, the rest of the one that counts, or a parent of one that is aside may be here now.
         if proofs || (any && head.held) {

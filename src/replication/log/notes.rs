@@ -6,6 +6,7 @@ use super::indexes::number;
 use super::{FORKS, Log, NOOPS, WANTED};
 use crate::ids::{Hash, NodeId};
 use crate::replication::database::{Flow, Read, Result, Txn, View};
+use crate::replication::entry::{Entry, Fork};
 
 impl Log {
     /// The places in authors' chains that were seen to be forked: authors and numbers.
@@ -23,6 +24,30 @@ impl Log {
             Flow::Continue(())
         })?;
         Ok(forks)
+    }
+
+    /// The proofs of those forks: the authors, each with two signed headers for one place.
+    ///
+    /// # Errors
+    /// If the file can't be read.
+    pub fn proofs(&self) -> Result<Vec<(NodeId, Fork)>> {
+        let view = self.database.view()?;
+        let mut rows = Vec::new();
+        view.scan(FORKS, (Bound::Unbounded, Bound::Unbounded), false, &mut |_, bytes| {
+            rows.push(bytes.to_vec());
+            Flow::Continue(())
+        })?;
+        let mut proofs = Vec::new();
+        for bytes in rows {
+            let entry = Entry::decode(bytes.into())
+                .map_err(|error| self.damaged(&format!("the proof of a fork does not read back: {error}")))?;
+            let (author, seq) = (entry.header().author, entry.header().seq);
+            let asides = self.asides(&view, &author, seq)?;
+            let mut others = self.at_in(&view, &author, seq)?.into_iter().chain(asides);
+            let other = others.find(|other| other.hash() != entry.hash());
+            proofs.extend(other.map(|other| (author, Fork::of(&entry, &other))));
+        }
+        Ok(proofs)
     }
 
     /// Why the entry did nothing, if so.

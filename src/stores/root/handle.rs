@@ -14,7 +14,7 @@ use super::wire::{self, Op};
 use crate::clock::{Clock, Hlc, Millis};
 use crate::ids::{Hash, MeshId, NodeId, StoreId};
 use crate::replication::database::DatabaseError;
-use crate::replication::entry::{Entry, Header, Malformed};
+use crate::replication::entry::{Entry, Fork, Header, Malformed};
 use crate::replication::limits;
 use crate::replication::log::{Log, Origin, Parts, Receipt, SubmitError};
 use crate::replication::membership::{Role, SharedMembership};
@@ -175,6 +175,12 @@ impl Root {
             Some(MemberInfo { id, name: member.name, role, left, removed, by, since })
         };
         membership.members.into_iter().filter_map(info).collect()
+    }
+
+    /// The proof that a node signed two entries for one place, if that is recorded.
+    #[must_use]
+    pub fn proof(&self, node: &NodeId) -> Option<Fork> {
+        self.machine.state().proof(node).cloned()
     }
 
     /// All invites, also expired and used-up ones.

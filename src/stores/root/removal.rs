@@ -23,8 +23,8 @@ pub(super) struct Removal {
     pub(super) upto: Option<u64>,
     /// The role that is left; none if the member is to go.
     pub(super) cap: Option<Role>,
-    /// Whether it is for good.
-    pub(super) ban: bool,
+    /// The proof of a fork, if it is for that, and so for good.
+    pub(super) proof: Option<Fork>,
     /// How far the member's entries count in the other stores.
     pub(super) cut: Cut,
     /// The mesh's salt from then on.
@@ -33,7 +33,7 @@ pub(super) struct Removal {
 
 impl Removal {
     pub(super) fn is_pardoned(&self, pardons: &[Place]) -> bool {
-        !self.ban && pardons.contains(&self.by)
+        self.proof.is_none() && pardons.contains(&self.by)
     }
 }
 

@@ -70,7 +70,7 @@ pub(super) struct Store {
 /// What an operation makes of a member.
 struct Removed {
     cap: Option<Role>,
-    ban: bool,
+    proof: Option<Fork>,
     cut: Cut,
     salt: Option<[u8; 32]>,
 }
@@ -161,7 +161,8 @@ impl Person {
         };
         let removed = present.is_none() && standing().any(|removal| removal.cap.is_none());
         let role = present.or(ever).unwrap_or(Role::Reader);
-        Member { name: self.name.clone(), role, left: present.is_none(), removed, cut }
+        let forked = removals.iter().any(|removal| removal.proof.is_some());
+        Member { name: self.name.clone(), role, left: present.is_none(), removed, forked, cut }
     }
 }
 
@@ -176,6 +177,12 @@ impl State {
     pub(super) fn membership(&self) -> Membership {
         let member = |(node, person): (&NodeId, &Person)| (*node, person.member(self.removals_of(node)));
         Membership { members: self.members.iter().map(member).collect() }
+    }
+
+    /// The proof that a node forked its chain: of several that which comes first in the order of the fold.
+    pub(super) fn proof(&self, node: &NodeId) -> Option<&Fork> {
+        let proven = self.removals_of(node).iter().filter(|removal| removal.proof.is_some());
+        proven.min_by_key(|removal| removal.order).and_then(|removal| removal.proof.as_ref())
     }
 
     fn removals_of(&self, node: &NodeId) -> &[Removal] {
@@ -257,7 +264,7 @@ impl State {
             }
             Op::Revoke { node, cut, salt } => self.revoke(context, place, node, cut, salt),
             Op::SetRole { node, role, cut } => self.set_role(context, place, node, role, cut),
-            Op::Ban { fork, cut, salt } => self.ban(context, place, &fork, cut, salt),
+            Op::Ban { fork, cut, salt } => self.ban(context, place, fork, cut, salt),
         }
     }
 
@@ -269,10 +276,10 @@ impl State {
     }
 
     fn remove(&mut self, context: &Context<'_>, op: usize, node: NodeId, removal: Removed) -> Result<(), String> {
-        let Removed { cap, ban, cut, salt } = removal;
+        let Removed { cap, proof, cut, salt } = removal;
         let order = (context.hlc, context.hash);
         let upto = context.last_of(&node);
-        self.met.push((node, Removal { by: context.place, op, order, upto, cap, ban, cut, salt }));
+        self.met.push((node, Removal { by: context.place, op, order, upto, cap, proof, cut, salt }));
         Ok(())
     }
 
@@ -291,7 +298,7 @@ impl State {
         if self.seen(context, &node).is_none() && !self.members.contains_key(&node) {
             return Err("there is no such member".into());
         }
-        self.remove(context, op, node, Removed { cap: None, ban: false, cut, salt: Some(salt) })
+        self.remove(context, op, node, Removed { cap: None, proof: None, cut, salt: Some(salt) })
     }
 
     fn set_role(&mut self, context: &Context<'_>, op: usize, node: NodeId, role: Role, cut: Cut) -> Result<(), String> {
@@ -300,16 +307,16 @@ impl State {
             None => Err("there is no such member".into()),
             Some(present) if present == role => Err(format!("it is {present} already")),
             Some(present) if role > present => self.add(context, node, &name, role, false),
-            Some(_) => self.remove(context, op, node, Removed { cap: Some(role), ban: false, cut, salt: None }),
+            Some(_) => self.remove(context, op, node, Removed { cap: Some(role), proof: None, cut, salt: None }),
         }
     }
 
-    fn ban(&mut self, context: &Context<'_>, op: usize, fork: &Fork, cut: Cut, salt: [u8; 32]) -> Result<(), String> {
-        let node = removal::proven(fork).ok_or("the two headers prove no fork")?;
+    fn ban(&mut self, context: &Context<'_>, op: usize, fork: Fork, cut: Cut, salt: [u8; 32]) -> Result<(), String> {
+        let node = removal::proven(&fork).ok_or("the two headers prove no fork")?;
         if !self.members.contains_key(&node) {
             return Err("there is no such member".into());
         }
-        self.remove(context, op, node, Removed { cap: None, ban: true, cut, salt: Some(salt) })
+        self.remove(context, op, node, Removed { cap: None, proof: Some(fork), cut, salt: Some(salt) })
     }
 
     fn found(&mut self, context: &Context<'_>, salt: [u8; 32], name: String) -> Result<(), String> {
@@ -327,7 +334,7 @@ impl State {
         }
         names::check(name).map_err(|error| error.to_string())?;
         let seen = self.removals_of(&node).iter().filter(|removal| context.has_seen(&removal.by));
-        if seen.clone().any(|removal| removal.ban) {
+        if seen.clone().any(|removal| removal.proof.is_some()) {
             return Err("it forked its chain and is banned for good; it may join with a new identity".into());
         }
         let pardons = seen.map(|removal| removal.by).collect();
