@@ -695,3 +695,41 @@ fn a_fuse_device_that_is_closed_to_the_user_is_told_with_what_to_do() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("chmod 666 /dev/fuse"), "{said}");
 }
+
+#[test]
+fn a_reader_only_reads_only_admins_decide_and_a_removal_says_what_still_counts() {
+    let (first, second) = (with_mesh(), Node::here());
+    second.up();
+    let token = first.lattice(&["mesh", "invite", "--role", "reader"]);
+    second.lattice(&["mesh", "join", token.trim()]);
+    let id = json(&second, &["status"])["node"].as_str().unwrap().to_owned();
+    let said = refused(&second, &["kv", "put", "key", "value"], REFUSED);
+    assert!(said.contains("role") && said.contains("an admin can change that"), "{said}");
+    let error = std::fs::write(second.key("key"), "value").unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(nix::libc::EROFS));
+    let only: [&[&str]; 4] = [
+        &["mesh", "invite"],
+        &["store", "create", "photos"],
+        &["mesh", "role", &id, "admin"],
+        &["mesh", "revoke", &id, "--yes"],
+    ];
+    for role in ["reader", "writer"] {
+        for command in only {
+            let said = refused(&second, command, REFUSED);
+            assert!(said.contains("only an admin may") && said.contains(role), "{command:?}: {said}");
+        }
+        drop(first.attempt(&["mesh", "role", &id, "writer"]));
+        eventually("it is a writer", || json(&second, &["mesh", "status"])["role"] == "writer");
+    }
+    std::fs::write(second.key("key"), "value").unwrap();
+    eventually("what it writes is here", || first.key("key").exists());
+
+    let said = refused(&first, &["mesh", "revoke", &id], REFUSED);
+    assert!(said.contains("writer) is removed") && said.contains("counts everywhere"), "{said}");
+    assert!(said.contains("no terminal") && said.contains("--yes"), "{said}");
+    assert_eq!(json(&first, &["mesh", "status"])["members"], 2);
+    first.lattice(&["mesh", "revoke", &id, "--yes"]);
+    assert_eq!(json(&first, &["mesh", "status"])["members"], 1);
+    eventually("its link is closed", || json(&first, &["mesh", "status"])["online"] == 0);
+    assert!(first.key("key").exists(), "what it wrote stays");
+}

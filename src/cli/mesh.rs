@@ -6,11 +6,11 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::ask::confirmed;
-use super::output::{escaped, short};
+use super::output::{escaped, hex, short};
 use super::progress::Progress;
 use super::{Context, Ended, json};
 use crate::api::wire::{
-    InitRequest, InviteRequest, JoinRequest, LeaveRequest, MeshInfo, PeersRequest, RevokeRequest, SetRoleRequest,
+    InitRequest, InviteRequest, JoinRequest, LeaveRequest, MeshInfo, Peer, PeersRequest, RevokeRequest, SetRoleRequest,
     StatusRequest,
 };
 use crate::api::{Client, Failure};
@@ -256,12 +256,12 @@ async fn first_sync(context: &Context, progress: &mut Progress) -> Result<(), Fa
 impl Revoke {
     async fn run(self, context: &Context) -> Ended {
         let Self { node, yes } = self;
-        let what = format!(
-            "{} is removed from the mesh: nothing that it writes from now on counts, and it gets nothing new.",
-            escaped(node.as_bytes())
-        );
-        confirmed(context, yes, &what, "Remove it?")?;
-        let name = context.client().await?.mesh().revoke(RevokeRequest { node }).await?.into_inner().name;
+        let client = context.client().await?;
+        if !yes {
+            let what = ending(&client, &node).await?;
+            confirmed(context, yes, &what, "Remove it?")?;
+        }
+        let name = client.mesh().revoke(RevokeRequest { node }).await?.into_inner().name;
         context.output.either(&json!({"removed": name}), format!("removed {}", escaped(name.as_bytes())))
     }
 }
@@ -289,6 +289,25 @@ impl Leave {
             .output
             .either(&json!({"left": true, "kept": kept}), format!("left the mesh; its files are kept in {kept}"))
     }
+}
+
+/// What a removal means, for whoever is asked.
+async fn ending(client: &Client, node: &str) -> Result<String, Failure> {
+    let peers = client.mesh().peers(PeersRequest {}).await?.into_inner().peers;
+    let known = |peer: &&Peer| peer.name == node || hex(&peer.id).starts_with(&node.to_lowercase());
+    let peer = peers.iter().find(|peer| peer.name == node).or_else(|| peers.iter().find(known));
+    let (who, unseen) = match peer {
+        Some(peer) => {
+            let who = format!("{} ({}, {})", escaped(peer.name.as_bytes()), short(&peer.id), peer.role);
+            (who, if peer.online { "" } else { " It is not online: what it wrote and no other has yet is not kept." })
+        }
+        None => (escaped(node.as_bytes()), ""),
+    };
+    Ok(format!(
+        "{who} is removed from the mesh. What this node has of its entries stays and counts everywhere; what it writes from now on, \
+         or wrote and this node has not, counts nowhere. Its connections are closed, and it gets nothing new; what it has, it can \
+         still read.{unseen}"
+    ))
 }
 
 /// What leaving means, for whoever is asked.
