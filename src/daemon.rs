@@ -18,7 +18,7 @@ use crate::blobs::Blobs;
 use crate::clock::{self, Millis};
 use crate::config::{self, Directory, Settings};
 use crate::fs::{self, Mounted, Sources};
-use crate::ids::{MeshId, NodeId};
+use crate::ids::{MeshId, NodeId, StoreId};
 use crate::mesh::{self, Context, Founded, Mesh, MeshError, There};
 use crate::net::iroh::{Node, Options, Relays};
 use crate::net::join::{JoinError, Refusal};
@@ -28,7 +28,7 @@ use crate::replication::database::DatabaseError;
 use crate::replication::membership::Role;
 use crate::replication::replica::Snapshot;
 use crate::stores::root::RootError;
-use crate::stores::{Registry, RegistryError};
+use crate::stores::{Registry, RegistryError, Repaired};
 
 /// How long a store may take to open after it was declared.
 const OPENING: Duration = Duration::from_secs(10);
@@ -450,6 +450,10 @@ impl Host for Daemon {
 
     async fn delete_store(&self, name: String) -> Result<(), Failure> {
         self.mesh()?.delete_store(&name).await.map_err(failure)
+    }
+
+    async fn repair_store(&self, id: StoreId) -> Result<Option<Repaired>, Failure> {
+        self.mesh()?.repair_store(id).await.map_err(failure)
     }
 
     async fn leftovers(&self, remove: bool) -> Result<Vec<Leftover>, Failure> {

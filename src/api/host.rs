@@ -9,11 +9,11 @@ use tokio::sync::mpsc;
 
 use super::failure::Failure;
 use crate::clock::Millis;
-use crate::ids::{MeshId, NodeId};
+use crate::ids::{MeshId, NodeId, StoreId};
 use crate::peers::Peer;
 use crate::replication::membership::Role;
 use crate::replication::replica::Snapshot;
-use crate::stores::Registry;
+use crate::stores::{Registry, Repaired};
 
 /// A running node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +117,9 @@ pub trait Host: Send + Sync + 'static {
 
     /// Deletes a store on all nodes.
     async fn delete_store(&self, name: String) -> Result<(), Failure>;
+
+    /// Makes a store's file here anew, from what is sound in it and what the other members have; `None` if there is no such store.
+    async fn repair_store(&self, id: StoreId) -> Result<Option<Repaired>, Failure>;
 
     /// What is left on the disk of deleted stores and of meshes that were left; `remove`: and is no more when this returns.
     async fn leftovers(&self, remove: bool) -> Result<Vec<Leftover>, Failure>;

@@ -15,13 +15,14 @@ use super::host::{Host, Leftover};
 use super::mesh::no_mesh;
 use super::wire::{
     self, CreateReply, CreateRequest, DeleteStoreReply, DeleteStoreRequest, LogEntry, LogRequest, PurgeReply,
-    PurgeRequest, Store, StoresReply, StoresRequest, stores_server::Stores,
+    PurgeRequest, RepairReply, RepairRequest, Store, StoresReply, StoresRequest, VerifyReply, VerifyRequest,
+    stores_server::Stores,
 };
 use crate::clock::Hlc;
 use crate::ids::Hash;
 use crate::replication::database::Flow;
 use crate::replication::entry::Entry;
-use crate::replication::log::Log;
+use crate::replication::log::{Log, Verified};
 use crate::replication::replica::Snapshot;
 use crate::stores::registry::StoreInfo;
 use crate::stores::{Registry, describe};
@@ -103,6 +104,17 @@ fn counted(registry: &Registry, info: StoreInfo, files: &Path, replication: &Sna
         store.conflicts = kv.conflict_count()?;
     }
     Ok(store)
+}
+
+fn verified(registry: &Registry, info: StoreInfo) -> Result<wire::Verified, Failure> {
+    let found = match registry.verify(&info.id).map_err(Failure::failed)? {
+        Some(found) => found,
+        None => {
+            Verified { faults: vec![info.damaged.unwrap_or_else(|| "it is not open".into())], ..Verified::default() }
+        }
+    };
+    let Verified { entries, excluded, faults } = found;
+    Ok(wire::Verified { name: info.name, entries, excluded, faults })
 }
 
 fn one(registry: &Registry, name: &str) -> Result<Arc<Log>, Failure> {
@@ -225,6 +237,36 @@ impl Stores for Service {
         let found = self.host.leftovers(request.into_inner().remove).await?.into_iter();
         let told = |Leftover { path, of, bytes }| wire::Leftover { path: path.display().to_string(), of, bytes };
         Ok(Response::new(PurgeReply { found: found.map(told).collect() }))
+    }
+
+    async fn verify(&self, request: Request<VerifyRequest>) -> Result<Response<VerifyReply>, Status> {
+        let name = request.into_inner().store;
+        let registry = registry(self.host.as_ref())?;
+        let stores = blocking(move || {
+            let mut infos = registry.stores();
+            let kind = registry.root().log().kind().to_owned();
+            infos.push(StoreInfo { id: registry.mesh().root(), name: ROOT.to_owned(), kind, damaged: None });
+            infos.retain(|info| name.is_empty() || info.name == name);
+            if infos.is_empty() {
+                return Err(not_open(&registry, &name, "any"));
+            }
+            infos.into_iter().map(|info| verified(&registry, info)).collect()
+        });
+        Ok(Response::new(VerifyReply { stores: stores.await? }))
+    }
+
+    async fn repair(&self, request: Request<RepairRequest>) -> Result<Response<RepairReply>, Status> {
+        let name = request.into_inner().store;
+        let registry = registry(self.host.as_ref())?;
+        if name == ROOT {
+            let why = "the root store's file can't be replaced while the node runs";
+            let hint = "`lattice down`, move that file away, `lattice up`, and join the mesh again with a new token: the other stores are kept";
+            return Err(Failure::refused(why).hint(hint).into());
+        }
+        let found = registry.stores().into_iter().find(|store| store.name == name);
+        let id = found.ok_or_else(|| not_open(&registry, &name, "any"))?.id;
+        let repaired = self.host.repair_store(id).await?.ok_or_else(|| not_open(&registry, &name, "any"))?;
+        Ok(Response::new(RepairReply { kept: repaired.kept, aside: repaired.aside.display().to_string() }))
     }
 
     async fn list(&self, _: Request<StoresRequest>) -> Result<Response<StoresReply>, Status> {

@@ -7,7 +7,9 @@ use super::ask::confirmed;
 use super::output::{escaped, hex, size};
 use super::{Context, Ended, json};
 use crate::api::Failure;
-use crate::api::wire::{self, CreateRequest, DeleteStoreRequest, PurgeRequest, StoresRequest};
+use crate::api::wire::{
+    self, CreateRequest, DeleteStoreRequest, PurgeRequest, RepairRequest, StoresRequest, VerifyRequest,
+};
 
 /// Declare, list and delete the stores of the mesh
 #[derive(Debug, Subcommand)]
@@ -17,6 +19,8 @@ pub(super) enum Store {
     Status(Status),
     Delete(Delete),
     Purge(Purge),
+    Verify(Verify),
+    Repair(Repair),
 }
 
 /// What a store holds.
@@ -102,6 +106,78 @@ pub(super) struct Purge {
     yes: bool,
 }
 
+const VERIFY: &str = "\
+Examples:
+  lattice store verify          all stores, and `root`
+  lattice store verify home
+
+Reads everything: each entry's hash, signature and place in its author's chain, the indexes, and whether the state is what the
+entries make, for which it needs as much free disk as the state takes. The exit code is 1 if something is wrong.";
+
+/// Check this node's files of stores against their entries' hashes and signatures
+#[derive(Debug, Args)]
+#[command(after_help = VERIFY)]
+pub(super) struct Verify {
+    /// The store
+    store: Option<String>,
+}
+
+const REPAIR: &str = "\
+Examples:
+  lattice store repair home
+
+Puts a new file in the place of a damaged one: with what is sound in it, and what the other members have. Nothing is written to
+the store before a member has told that it has no more of what this node wrote. The damaged file is kept, renamed.";
+
+/// Make a store's damaged file anew, from what is sound in it and from the other members
+#[derive(Debug, Args)]
+#[command(after_help = REPAIR)]
+pub(super) struct Repair {
+    /// The store
+    store: String,
+}
+
+impl Verify {
+    async fn run(self, context: &Context) -> Ended {
+        let request = VerifyRequest { store: self.store.unwrap_or_default() };
+        let stores = context.client().await?.stores().verify(request).await?.into_inner().stores;
+        let told = |store: &wire::Verified| json!({"name": store.name, "entries": store.entries, "excluded": store.excluded, "faults": store.faults});
+        if context.output.is_json() {
+            context.output.value(&stores.iter().map(told).collect())?;
+        } else {
+            for store in &stores {
+                let state = if store.faults.is_empty() { "sound" } else { "damaged" };
+                let aside = if store.excluded == 0 { String::new() } else { format!(" and {} aside", store.excluded) };
+                let name = escaped(store.name.as_bytes());
+                context.output.line(format!("{name}: {} entries{aside}, {state}", store.entries))?;
+                for fault in &store.faults {
+                    context.output.line(format!("  {}", escaped(fault.as_bytes())))?;
+                }
+            }
+        }
+        let damaged: Vec<_> = stores.iter().filter(|store| !store.faults.is_empty()).collect();
+        let Some(first) = damaged.first() else { return Ok(()) };
+        let names: Vec<_> = damaged.iter().map(|store| escaped(store.name.as_bytes())).collect();
+        let repair = context.typed(&format!("store repair {}", first.name));
+        let failure = Failure::failed(format!("damaged: {}", names.join(", ")));
+        Err(failure.hint(format!("`{repair}` makes a store's file anew")).into())
+    }
+}
+
+impl Repair {
+    async fn run(self, context: &Context) -> Ended {
+        let request = RepairRequest { store: self.store.clone() };
+        let reply = context.client().await?.stores().repair(request).await?.into_inner();
+        let name = escaped(self.store.as_bytes());
+        context.output.either(
+            &json!({"store": self.store, "kept": reply.kept, "aside": reply.aside}),
+            format!("made the file of '{name}' anew with {} sound entries; the old one is {}", reply.kept, reply.aside),
+        )?;
+        context.output.note(format!("what is missing comes from the other members: `{}`", context.typed("store list")));
+        Ok(())
+    }
+}
+
 impl Store {
     pub(super) async fn run(self, context: &Context) -> Ended {
         match self {
@@ -110,6 +186,8 @@ impl Store {
             Self::Status(status) => status.run(context).await,
             Self::Delete(delete) => delete.run(context).await,
             Self::Purge(purge) => purge.run(context).await,
+            Self::Verify(verify) => verify.run(context).await,
+            Self::Repair(repair) => repair.run(context).await,
         }
     }
 }

@@ -33,10 +33,12 @@ use crate::replication::membership::{Cut, Membership, Role};
 use crate::replication::replica::{Identity, Snapshot};
 use crate::replication::shelf::Logs;
 use crate::stores::root::{self, GenesisError, Op, RootError};
-use crate::stores::{Registry, RegistryError};
+use crate::stores::{Registry, RegistryError, Repaired};
 
 /// How often the addresses at which members were reached are kept.
 const KEEP_ADDRESSES: Duration = Duration::from_secs(10);
+/// How long replication may take to let go of a store.
+const FORGOTTEN: Duration = Duration::from_secs(10);
 /// How long leaving waits for another member to hear of it.
 const FAREWELL: Duration = Duration::from_secs(3);
 const TOPIC: &str = "lattice 2026 gossip topic of a store";
@@ -463,6 +465,29 @@ impl Mesh {
         let store = stores.iter().find(|store| store.name == name);
         let id = store.ok_or_else(|| MeshError::NoStore(name.to_owned()))?.id;
         self.submit("delete a store", Op::DeleteStore { id }).await
+    }
+
+    /// Makes a store's file here anew: from what is sound in it, and from what the other members have, which is asked for at once.
+    /// `None` if there is no such store.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub async fn repair_store(self: &Arc<Self>, id: StoreId) -> Result<Option<Repaired>, MeshError> {
+        let (registry, mut snapshot) = (self.registry.clone(), self.watch());
+        let Some(withdrawn) = blocking(move || registry.withdraw(&id)).await? else { return Ok(None) };
+        // What replication knows of the old file must not be taken for the new one's.
+        let forgotten = snapshot.wait_for(|now| !now.stores.contains_key(&id));
+        if tokio::time::timeout(FORGOTTEN, forgotten).await.is_err() {
+            tracing::warn!(target: "mesh", "replication is slow to let go of a store that is repaired");
+        }
+        let mesh = self.clone();
+        blocking(move || {
+            let repaired = mesh.registry.repair(withdrawn)?;
+            mesh.release();
+            mesh.registry.log(&id).iter().for_each(|log| mesh.fetch_wanted(log));
+            Ok(Some(repaired))
+        })
+        .await?
     }
 
     /// Leaves the mesh: says so, gives a connected member a moment to hear it, and closes. The directory stays, renamed; its path

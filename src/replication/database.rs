@@ -265,6 +265,15 @@ impl Database {
         if self.automatic { self.wait(self.staged()) } else { self.shared.commit(false) }
     }
 
+    /// Commits what is staged, and takes no writes from then on.
+    pub fn retire(&self, why: &str) {
+        if let Err(error) = self.close() {
+            tracing::warn!(target: "store", path = %self.shared.path.display(), %error, "what was staged last is lost");
+        }
+        let cause = why.to_owned();
+        locked(&self.shared.progress).failed = Some(DatabaseError::Stopped { path: self.shared.path.clone(), cause });
+    }
+
     /// Stops the flusher after it has committed what is staged. What is staged later is committed by
     /// [`Database::wait`] or by dropping.
     ///

@@ -32,6 +32,7 @@ mod outgoing;
 mod past;
 mod rebuild;
 mod regain;
+mod soundness;
 mod verdict;
 
 use std::ops::Bound;
@@ -55,6 +56,7 @@ use indexes::number;
 use outgoing::Outgoing;
 pub use outgoing::{Durable, Outbox};
 pub use past::Past;
+pub use soundness::Verified;
 pub use verdict::{Rejected, Verdict};
 
 const ENTRIES: Table = "entries";
@@ -272,6 +274,13 @@ impl Log {
     /// If its commit failed.
     pub fn wait(&self, staged: u64) -> Result<()> {
         self.database.wait(staged)
+    }
+
+    /// Takes no writes any more: another file takes the place of this one.
+    pub fn retire(&self, why: &str) {
+        // Whoever holds the head still writes; nobody after that.
+        let _head = locked(&self.head);
+        self.database.retire(why);
     }
 
     /// Stages what `work` writes, when there is room in memory.

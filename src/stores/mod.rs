@@ -13,5 +13,5 @@ pub use chat::Chat;
 pub use describe::describe;
 pub use kv::Kv;
 pub use merge::Merge;
-pub use registry::{Registry, RegistryError, SharedOutbox, StoreInfo};
+pub use registry::{Registry, RegistryError, Repaired, SharedOutbox, StoreInfo};
 pub use root::Root;

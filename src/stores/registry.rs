@@ -1,6 +1,6 @@
 //! Which stores are open: those that the root store declares, opened and closed as it says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,9 +14,9 @@ use super::root::{Declared, Root, nobody};
 use crate::blobs::Payloads;
 use crate::clock::Clock;
 use crate::ids::{MeshId, StoreId};
-use crate::replication::database::DatabaseError;
+use crate::replication::database::{Database, DatabaseError};
 use crate::replication::entry::Entry;
-use crate::replication::log::{Durable, Event, Log, Parts, SubmitError, events};
+use crate::replication::log::{Durable, Event, Log, Origin, Parts, SubmitError, Verdict, Verified, events};
 use crate::replication::machine::StateMachine;
 use crate::replication::membership::SharedMembership;
 use crate::replication::verify::verify;
@@ -61,6 +61,15 @@ pub struct StoreInfo {
     pub damaged: Option<String>,
 }
 
+/// What became of a store's damaged file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repaired {
+    /// How many entries were taken over from it.
+    pub kept: u64,
+    /// Where it is now.
+    pub aside: PathBuf,
+}
+
 /// Takes every entry that became durable, in any store of the mesh. It must not block.
 pub type SharedOutbox = Arc<dyn Fn(Durable) + Send + Sync>;
 
@@ -85,8 +94,17 @@ struct Open {
     handle: Result<Handle, String>,
 }
 
+/// A store that is taken out of use.
+#[derive(Debug)]
+pub struct Withdrawn {
+    declared: Declared,
+    log: Option<Arc<Log>>,
+}
+
 #[derive(Default)]
 struct Opening {
+    /// Stores that are being repaired: not to be opened.
+    withdrawn: BTreeSet<StoreId>,
     outbox: Option<SharedOutbox>,
     closed: bool,
 }
@@ -204,6 +222,76 @@ impl Registry {
         Ok(found)
     }
 
+    /// Looks at everything in an open store; `None` if it is not open. The state is derived anew in a file beside it.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn verify(&self, id: &StoreId) -> Result<Option<Verified>, RegistryError> {
+        let Some(log) = self.log(id) else { return Ok(None) };
+        let machine: Arc<dyn StateMachine> = match log.kind() {
+            "kv" => Arc::new(kv::Machine),
+            "chat" => Arc::new(chat::Machine),
+            _ => Arc::new(super::root::Machine::new(nobody())),
+        };
+        let dir =
+            tempfile::tempdir_in(&self.dir).map_err(|source| RegistryError::Io { path: self.dir.clone(), source })?;
+        let scratch = Database::open(&dir.path().join("state.redb"), CACHE)?;
+        Ok(Some(log.verify(&*machine, &scratch)?))
+    }
+
+    /// Takes a store out of use, to be repaired: nothing more is written to its file. `None` if there is no such store; the root
+    /// store's can't be taken out. Who works with the open stores is told by [`Registry::changed`].
+    #[must_use]
+    pub fn withdraw(&self, id: &StoreId) -> Option<Withdrawn> {
+        let mut opening = self.lock();
+        let mut after = BTreeMap::clone(&self.open.load());
+        let open = after.get_mut(id)?;
+        let old = std::mem::replace(&mut open.handle, Err("it is being repaired".to_owned()));
+        let declared = open.declared.clone();
+        opening.withdrawn.insert(*id);
+        self.open.store(Arc::new(after));
+        self.changed.send_modify(|count| *count += 1);
+        let log = old.ok().map(|handle| Arc::clone(handle.log()));
+        if let Some(log) = &log {
+            log.retire("it is being repaired");
+        }
+        Some(Withdrawn { declared, log })
+    }
+
+    /// Puts a new file in the place of a store's: it gets every entry of the old one that reads back and is signed, and the rest must
+    /// come from the others. The old file is kept, renamed.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn repair(&self, withdrawn: Withdrawn) -> Result<Repaired, RegistryError> {
+        let mut opening = self.lock();
+        let Withdrawn { declared, log: old } = withdrawn;
+        opening.withdrawn.remove(&declared.id);
+        let path = file(&self.dir, &declared.id);
+        let names = (1..).map(|number: u32| path.with_extension(format!("damaged-{number}")));
+        let aside = names.into_iter().find(|name| !name.exists()).unwrap_or_else(|| path.with_extension("damaged"));
+        std::fs::rename(&path, &aside).map_err(|source| RegistryError::Io { path: path.clone(), source })?;
+        let handle = self.open_store(&declared, opening.outbox.as_ref());
+        let mut kept = 0;
+        if let Ok(new) = &handle {
+            new.log().regain()?;
+            if let Some(old) = old {
+                old.salvage(&mut |entries| {
+                    let verdicts = new.log().include(&entries, Origin::Pulled)?;
+                    kept += verdicts.iter().filter(|verdict| matches!(verdict, Verdict::Included)).count() as u64;
+                    Ok::<_, DatabaseError>(())
+                })?;
+            }
+        }
+        let mut after = BTreeMap::clone(&self.open.load());
+        if let Some(open) = after.get_mut(&declared.id) {
+            *open = Open { declared, handle };
+        }
+        self.open.store(Arc::new(after));
+        self.changed.send_modify(|count| *count += 1);
+        Ok(Repaired { kept, aside })
+    }
+
     fn lock(&self) -> MutexGuard<'_, Opening> {
         self.opening.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -244,6 +332,7 @@ impl Registry {
         for declared in self.root.stores() {
             let handle = match before.get(&declared.id) {
                 Some(Open { handle: Ok(handle), .. }) => Ok(handle.clone()),
+                Some(Open { handle: Err(why), .. }) if opening.withdrawn.contains(&declared.id) => Err(why.clone()),
                 Some(Open { handle: Err(_), .. }) | None => self.open_store(&declared, opening.outbox.as_ref()),
             };
             after.insert(declared.id, Open { declared, handle });

@@ -6,6 +6,7 @@ mod crash;
 mod disk;
 mod failures;
 mod regain;
+mod soundness;
 
 use std::sync::{Arc, Mutex};
 

@@ -244,6 +244,49 @@ fn a_lost_store_comes_back_from_a_member_before_anything_new_is_written_so_that_
     }
 }
 
+#[test]
+fn a_damaged_store_is_made_anew_from_what_is_sound_in_it_and_from_a_member() {
+    let first = founder();
+    let second = joined(&first);
+    for n in 0..20 {
+        fs::write(second.key(&format!("file{n}")), format!("before {n}")).unwrap();
+    }
+    eventually("the first has all of it", || first.key("file19").exists());
+    for found in json(&second, &["store", "verify"]).as_array().unwrap() {
+        assert_eq!(found["faults"], serde_json::json!([]), "{found}");
+    }
+    let file = store_file(&second, "home");
+
+    // It may be repaired at any time: what is sound stays, and is readable at once.
+    let repaired = json(&second, &["store", "repair", "home"]);
+    assert!(repaired["kept"].as_u64().unwrap() >= 20, "{repaired}");
+    assert_eq!(fs::read_to_string(second.key("file7")).unwrap(), "before 7");
+    eventually("it may write again", || fs::write(second.key("between"), "between").is_ok());
+    eventually("the first has that", || first.key("between").exists());
+
+    second.lattice(&["down"]);
+    fs::write(&file, vec![7; 8192]).unwrap();
+    second.up();
+    assert!(warnings(&second)[0].contains("the store 'home' can't be used"), "{:?}", warnings(&second));
+    let output = second.attempt(&["store", "verify"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(FAILED) && said.contains("damaged: home"), "{said}");
+    assert!(said.contains("store repair home`"), "{said}");
+    refused(&second, &["store", "repair", "root"], REFUSED);
+    second.lattice(&["store", "repair", "home"]);
+    for n in 0..20 {
+        let key = second.key(&format!("file{n}"));
+        eventually("it comes back", || fs::read_to_string(&key).is_ok_and(|text| text == format!("before {n}")));
+    }
+    eventually("it may write again", || fs::write(second.key("after"), "after").is_ok());
+    eventually("the first has that", || first.key("after").exists());
+    for node in [&first, &second] {
+        assert_eq!(json(node, &["status"])["forks"], 0);
+        assert!(warnings(node).is_empty(), "{:?}", warnings(node));
+        node.lattice(&["store", "verify"]);
+    }
+}
+
 fn copy(from: &Path, to: &Path) {
     run("cp", &["-a", from.to_str().unwrap(), to.to_str().unwrap()]);
 }

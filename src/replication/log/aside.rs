@@ -13,7 +13,7 @@ use super::{ASIDE, ASIDES, CHAINS, ENTRIES, HASHES, Log, META, NOOPS, ORDER, Ori
 use crate::clock::Hlc;
 use crate::ids::{Hash, NodeId};
 use crate::replication::database::{Flow, Read, Result, Txn, View, prefix};
-use crate::replication::entry::Entry;
+use crate::replication::entry::{Entry, Header};
 use crate::replication::limits;
 use crate::replication::machine::Effects;
 
@@ -29,8 +29,13 @@ struct Aligned {
     rebuild: bool,
 }
 
-fn aside_key(author: &NodeId, seq: u64, hash: &Hash) -> Vec<u8> {
+pub(super) fn aside_key(author: &NodeId, seq: u64, hash: &Hash) -> Vec<u8> {
     [&author.0[..], &seq.to_be_bytes(), &hash.0].concat()
+}
+
+/// The row of the index.
+pub(super) fn aside_row(header: &Header) -> Vec<u8> {
+    [&header.hlc.0.to_be_bytes()[..], &header.author.0, &header.seq.to_be_bytes()].concat()
 }
 
 impl Log {
@@ -55,8 +60,7 @@ impl Log {
     fn move_aside(&self, txn: &mut Txn<'_>, entry: &Entry, hash: Hash) {
         let header = entry.header();
         txn.put(ASIDE, aside_key(&header.author, header.seq, &hash), &entry.bytes()[..]);
-        let row = [&header.hlc.0.to_be_bytes()[..], &header.author.0, &header.seq.to_be_bytes()].concat();
-        txn.put(ASIDES, hash.0, row);
+        txn.put(ASIDES, hash.0, aside_row(header));
     }
 
     /// Takes an entry from aside, if it is there.

@@ -27,7 +27,7 @@ pub struct Fingerprint {
 }
 
 impl Fingerprint {
-    fn add(&mut self, hash: &Hash) {
+    pub(super) fn add(&mut self, hash: &Hash) {
         self.count += 1;
         let mut carry = 0u16;
         for (sum, byte) in self.sum.iter_mut().zip(hash.0) {

@@ -92,7 +92,10 @@ impl Log {
     /// # Errors
     /// If the file can't be read.
     pub fn state_digest(&self) -> Result<Hash> {
-        let view = self.database.view()?;
+        self.digest(&self.database.view()?)
+    }
+
+    pub(super) fn digest(&self, view: &impl Read) -> Result<Hash> {
         let mut hasher = blake3::Hasher::new();
         for table in self.machine.tables().iter().copied().chain([NOOPS]) {
             hasher.update(&(table.len() as u64).to_be_bytes()).update(table.as_bytes());
