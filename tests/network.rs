@@ -500,6 +500,130 @@ fn who_is_a_member_no_more_loses_every_open_connection_and_gets_no_new_one() {
     });
 }
 
+/// A member who speaks raw iroh: greets as it should, answers probes, and does what it likes with the stream.
+async fn gone_bad(raw: &Endpoint, at: (NodeId, Vec<SocketAddr>)) -> (Connection, iroh::endpoint::SendStream) {
+    let connection = dial(raw, at, GUARDED[0]).await.unwrap();
+    let (mut send, mut receive) = connection.open_bi().await.unwrap();
+    // No addresses, run 1, greeting 1.
+    send.write_all(b"\0\0\0\x03\0\x01\x01").await.unwrap();
+    let mut length = [0; 4];
+    receive.read_exact(&mut length).await.unwrap();
+    let answering = connection.clone();
+    tokio::spawn(async move {
+        while let Ok(asked) = answering.read_datagram().await {
+            if let [1, number] = asked[..] {
+                drop(answering.send_datagram(Bytes::copy_from_slice(&[2, number])));
+            }
+        }
+    });
+    tokio::spawn(async move { drop(receive.read_to_end(usize::MAX).await) });
+    (connection, send)
+}
+
+/// A node with an honest peer that is linked, and one that may do harm.
+async fn beset() -> (Station, Station, Endpoint) {
+    let (mut a, mut b) = (Station::new(1, &[1, 2, 66]).await, Station::new(2, &[1, 2]).await);
+    b.want(&[a.at()]).await;
+    a.want(&[(b.node.id(), vec![]), (id(66), vec![])]).await;
+    a.connected(id(2)).await;
+    b.connected(id(1)).await;
+    (a, b, stranger(66).await)
+}
+
+/// Frames go both ways between the honest ones.
+async fn goes_on(a: &mut Station, b: &mut Station) {
+    for n in 0..50u32 {
+        a.send(id(2), &n.to_be_bytes()).await;
+        assert_eq!(b.frame().await, n.to_be_bytes()[..]);
+        b.send(id(1), &n.to_be_bytes()).await;
+        assert_eq!(a.frame().await, n.to_be_bytes()[..]);
+    }
+}
+
+#[test]
+fn a_frame_that_says_it_is_too_large_ends_the_link_that_it_came_on_and_no_other() {
+    runtime().block_on(async {
+        let (mut a, mut b, raw) = beset().await;
+        for length in [u32::MAX, u32::try_from(limits::FRAME).unwrap() + 1] {
+            let (connection, mut send) = gone_bad(&raw, a.at()).await;
+            a.connected(id(66)).await;
+            send.write_all(&length.to_be_bytes()).await.unwrap();
+            closed(&connection).await;
+            assert!(a.lost(id(66)).await.contains("the limit is"));
+        }
+        goes_on(&mut a, &mut b).await;
+    });
+}
+
+#[test]
+fn a_frame_that_never_ends_holds_up_nobody_else() {
+    runtime().block_on(async {
+        let (mut a, mut b, raw) = beset().await;
+        let (_connection, mut send) = gone_bad(&raw, a.at()).await;
+        a.connected(id(66)).await;
+        send.write_all(&u32::try_from(limits::FRAME).unwrap().to_be_bytes()).await.unwrap();
+        let dripping = tokio::spawn(async move {
+            while send.write_all(b"x").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        goes_on(&mut a, &mut b).await;
+        assert!(!dripping.is_finished(), "the drip goes on");
+        dripping.abort();
+    });
+}
+
+#[test]
+fn what_a_member_sends_on_streams_that_nobody_reads_stops_at_a_bound_and_holds_up_nobody() {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    runtime().block_on(async {
+        let (mut a, mut b, raw) = beset().await;
+        let (connection, _send) = gone_bad(&raw, a.at()).await;
+        a.connected(id(66)).await;
+        let sent = Arc::new(AtomicU64::new(0));
+        for _ in 0..1_000 {
+            let (connection, sent) = (connection.clone(), sent.clone());
+            tokio::spawn(async move {
+                let Ok(mut stream) = connection.open_uni().await else { return };
+                while stream.write_all(&[7; 16 * 1024]).await.is_ok() {
+                    sent.fetch_add(16 * 1024, Ordering::Relaxed);
+                }
+            });
+        }
+        goes_on(&mut a, &mut b).await;
+        let end = Instant::now() + PATIENCE;
+        let (mut before, mut still) = (0, 0);
+        while still < 20 {
+            assert!(Instant::now() < end, "{before} bytes and no end");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let now = sent.load(Ordering::Relaxed);
+            still = if now == before && now > 0 { still + 1 } else { 0 };
+            before = now;
+        }
+        // Most of it waits at the sender, whose library takes about 10 MB.
+        assert!(before < 20_000_000, "{before} bytes were taken");
+        goes_on(&mut a, &mut b).await;
+    });
+}
+
+#[test]
+fn a_peer_has_a_bounded_number_of_connections() {
+    runtime().block_on(async {
+        let (mut a, mut b, raw) = beset().await;
+        let mut open = Vec::new();
+        for _ in 0..40 {
+            open.push(dial(&raw, a.at(), iroh_gossip::ALPN).await.unwrap());
+        }
+        let mut refused = 0;
+        for connection in open.drain(32..) {
+            assert_eq!(closed(&connection).await, Some(u64::from(close::BUSY)));
+            refused += 1;
+        }
+        assert_eq!(refused, 8);
+        goes_on(&mut a, &mut b).await;
+    });
+}
+
 /// A desk that answers as it is told and keeps what it was asked.
 struct Scripted {
     answer: Result<Welcome, Refusal>,

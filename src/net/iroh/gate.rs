@@ -14,6 +14,9 @@ use crate::ids::NodeId;
 use crate::net::join;
 use crate::replication::membership::{Membership, SharedMembership};
 
+/// Connections that one peer may have with this node at once, of all protocols.
+const CONNECTIONS: usize = 32;
+
 #[derive(Debug)]
 struct Open {
     peer: NodeId,
@@ -74,6 +77,11 @@ impl Gate {
         });
     }
 
+    fn is_crowded(&self, peer: &NodeId) -> bool {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.values().filter(|entry| entry.peer == *peer).count() > CONNECTIONS
+    }
+
     fn remember(&self, peer: NodeId, connection: &Connection) {
         let entry = Open { peer, alpn: connection.alpn().to_vec(), connection: connection.weak_handle() };
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -102,6 +110,11 @@ impl EndpointHooks for Hooks {
         let peer = NodeId(*connection.remote_id().as_bytes());
         // Remembered first: a change of membership between the two lines would otherwise miss it.
         self.gate.remember(peer, connection);
+        if self.gate.is_crowded(&peer) {
+            tracing::debug!(peer = %peer.short(), "refused: too many connections");
+            let reason = b"too many connections".to_vec();
+            return AfterHandshakeOutcome::Reject { error_code: close::BUSY.into(), reason };
+        }
         if connection.alpn() == join::ALPN || self.gate.admits(&peer) {
             if connection.alpn() != hub::ALPN && connection.alpn() != join::ALPN {
                 // It is there: the dial for the link, if one is waiting, need not wait any longer.

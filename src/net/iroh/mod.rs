@@ -54,13 +54,15 @@ pub mod close {
     pub const NOT_WANTED: u32 = 4411;
     /// The peer takes too little of what is sent to it, or asks for too much.
     pub const SLOW: u32 = 4429;
-    /// Too many want to join at once.
+    /// Too many want to join at once, or the peer has too many connections.
     pub const BUSY: u32 = 4430;
     /// This node is going away.
     pub const GOODBYE: u32 = 4000;
 }
 
+/// Bytes that a peer may send on one stream, and on all of a connection's, before they are read. What nobody reads stays below that.
 const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 2 * 1024 * 1024;
 /// What a round trip is taken for before one was measured. A first packet that is lost is repeated after three of it: the library's 333 ms
 /// would make every dial during an outage slow to see its end.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
@@ -441,6 +443,7 @@ async fn bind_endpoint(
 ) -> Result<Endpoint, NetError> {
     let transport = QuicTransportConfig::builder()
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
         .initial_rtt(INITIAL_RTT)
         .build();
     let builder = if options.dns { Endpoint::builder(presets::N0) } else { Endpoint::builder(presets::Minimal) };
