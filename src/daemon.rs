@@ -13,7 +13,7 @@ use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{About, Failure, Host, InMesh, Kind, Leftover, Progress};
+use crate::api::{About, Failure, Host, InMesh, Kind, Leftover, Progress, Rekeyed};
 use crate::blobs::Blobs;
 use crate::clock::{self, Millis};
 use crate::config::{self, Directory, Settings};
@@ -318,6 +318,7 @@ fn failure(error: MeshError) -> Failure {
         MeshError::Ticket(TicketError::NotATicket | TicketError::Typo) => {
             Failure::refused(&error).hint("copy the whole token, one line, as it was printed on the other machine")
         }
+        MeshError::Unheard => Failure::new(Kind::Unavailable, &error).hint("`lattice peers` shows who is online; if the others removed this node: `lattice node rekey --rejoin`, and a new token"),
         MeshError::Join(JoinError::Unreachable { .. }) => Failure::new(Kind::Unavailable, &error),
         MeshError::Join(JoinError::Refused(Refusal::Busy)) => Failure::new(Kind::Unavailable, &error),
         MeshError::Root(RootError::Submit(error)) => error.into(),
@@ -450,6 +451,24 @@ impl Host for Daemon {
 
     async fn delete_store(&self, name: String) -> Result<(), Failure> {
         self.mesh()?.delete_store(&name).await.map_err(failure)
+    }
+
+    async fn rekey(&self, rejoin: bool) -> Result<Rekeyed, Failure> {
+        let _one = self.changing.lock().await;
+        let mesh = self.mesh()?;
+        let key = self.directory.successor().map_err(Failure::failed)?;
+        let node = NodeId(key.verifying_key().to_bytes());
+        let rejoin = rejoin || !mesh.can_hand_over(&node);
+        if !rejoin {
+            mesh.hand_over(&key).await.map_err(failure)?;
+        }
+        let kept = self.directory.succeed().map_err(Failure::failed)?;
+        if rejoin {
+            self.registry.store(None);
+            self.mesh.store(None);
+            mesh.forget().await.map_err(failure)?;
+        }
+        Ok(Rekeyed { node, rejoin, kept })
     }
 
     async fn repair_store(&self, id: StoreId) -> Result<Option<Repaired>, Failure> {

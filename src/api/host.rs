@@ -64,6 +64,17 @@ pub struct Leftover {
     pub bytes: u64,
 }
 
+/// A node's new key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rekeyed {
+    /// What the node is from the next start on.
+    pub node: NodeId,
+    /// Whether the old key did not vouch for it: the node must join the mesh again.
+    pub rejoin: bool,
+    /// Where the old key is kept.
+    pub kept: PathBuf,
+}
+
 /// How far a join is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Progress {
@@ -117,6 +128,9 @@ pub trait Host: Send + Sync + 'static {
 
     /// Deletes a store on all nodes.
     async fn delete_store(&self, name: String) -> Result<(), Failure>;
+
+    /// Goes on under a new key from the next start: with `rejoin`, or if the old one is no member, as one that has to join again.
+    async fn rekey(&self, rejoin: bool) -> Result<Rekeyed, Failure>;
 
     /// Makes a store's file here anew, from what is sound in it and what the other members have; `None` if there is no such store.
     async fn repair_store(&self, id: StoreId) -> Result<Option<Repaired>, Failure>;

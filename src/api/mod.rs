@@ -14,7 +14,7 @@ mod stores;
 
 pub use client::Client;
 pub use failure::{Failure, Kind};
-pub use host::{About, Host, InMesh, Leftover, Progress};
+pub use host::{About, Host, InMesh, Leftover, Progress, Rekeyed};
 pub use server::{bind, serve};
 
 /// The messages, clients and servers made from `proto/lattice.proto`, which says what they mean.

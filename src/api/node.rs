@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
-use super::host::Host;
+use super::host::{Host, Rekeyed};
 use super::wire::{
-    MountReply, MountRequest, ShutdownReply, ShutdownRequest, StatusReply, StatusRequest, UnmountReply, UnmountRequest,
-    node_server::Node,
+    MountReply, MountRequest, RekeyReply, RekeyRequest, ShutdownReply, ShutdownRequest, StatusReply, StatusRequest,
+    UnmountReply, UnmountRequest, node_server::Node,
 };
 
 pub(super) struct Service {
@@ -48,6 +48,13 @@ impl Node for Service {
     async fn unmount(&self, request: Request<UnmountRequest>) -> Result<Response<UnmountReply>, Status> {
         self.host.unmount(Path::new(&request.into_inner().path)).await?;
         Ok(Response::new(UnmountReply {}))
+    }
+
+    async fn rekey(&self, request: Request<RekeyRequest>) -> Result<Response<RekeyReply>, Status> {
+        let Rekeyed { node, rejoin, kept } = self.host.rekey(request.into_inner().rejoin).await?;
+        self.host.shutdown();
+        let (node, kept) = (node.0.to_vec(), kept.display().to_string());
+        Ok(Response::new(RekeyReply { node, rejoin, kept, pid: std::process::id() }))
     }
 
     async fn shutdown(&self, _: Request<ShutdownRequest>) -> Result<Response<ShutdownReply>, Status> {

@@ -65,6 +65,8 @@ enum Command {
     Down(node::Down),
     Status(node::Status),
     #[command(subcommand)]
+    Node(node::Node),
+    #[command(subcommand)]
     Mesh(mesh::Mesh),
     Peers(peers::Peers),
     #[command(subcommand)]
@@ -170,6 +172,7 @@ async fn run(command: Command, context: Context) -> Ended {
         Command::Up(up) => up.run(&context).await,
         Command::Down(down) => down.run(&context).await,
         Command::Status(status) => status.run(&context).await,
+        Command::Node(node) => node.run(&context).await,
         Command::Mesh(mesh) => mesh.run(&context).await,
         Command::Peers(peers) => peers.run(&context).await,
         Command::Store(store) => store.run(&context).await,

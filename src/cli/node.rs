@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::output::{absolute, ago, escaped, hex};
+use super::ask::confirmed;
+use super::output::{absolute, ago, escaped, hex, short};
 use super::progress::Progress;
 use super::{Context, Ended, json, mesh, store};
-use crate::api::wire::{ShutdownRequest, StatusReply, StatusRequest, UnmountRequest};
+use crate::api::wire::{RekeyRequest, ShutdownRequest, StatusReply, StatusRequest, UnmountRequest};
 use crate::api::{Failure, Kind};
 use crate::clock::{Clock, System, monotonic};
 use crate::config::in_use;
@@ -67,6 +68,67 @@ fn summary(status: &StatusReply, context: &Context) -> String {
         none(&status.listening, "nowhere"),
         none(&status.mounts, "nowhere"),
     )
+}
+
+/// What this node is to the others
+#[derive(Debug, Subcommand)]
+pub(super) enum Node {
+    Rekey(Rekey),
+}
+
+impl Node {
+    pub(super) async fn run(self, context: &Context) -> Ended {
+        match self {
+            Self::Rekey(rekey) => rekey.run(context).await,
+        }
+    }
+}
+
+const REKEY: &str = "\
+Examples:
+  lattice node rekey
+  lattice node rekey --yes      without asking
+  lattice node rekey --rejoin   of a node that the others removed
+
+The old key vouches for the new one, which takes over its name and role; what the old one wrote stays its own. For a key that
+others may have got hold of. For a node that was removed since it forked its chain there is --rejoin: nobody vouches then, and it joins
+again with a token, with all that it has.
+The node stops; `lattice up` starts it under the new key.";
+
+/// Go on under a new key
+#[derive(Debug, Args)]
+#[command(after_help = REKEY)]
+pub(super) struct Rekey {
+    /// Join the mesh again with a token, since the old key was removed from it
+    #[arg(long)]
+    rejoin: bool,
+    /// Don't ask
+    #[arg(long, short)]
+    yes: bool,
+}
+
+impl Rekey {
+    async fn run(self, context: &Context) -> Ended {
+        let client = context.client().await?;
+        let what = if self.rejoin {
+            "This node has to join the mesh again, with a token, under a new key. What it has here stays. The node stops."
+        } else {
+            "This node goes on as another member, under a new key with the same name and role; the old key is a member no \
+             more. The node stops."
+        };
+        confirmed(context, self.yes, what, "Make a new key?")?;
+        let reply = client.node().rekey(RekeyRequest { rejoin: self.rejoin }).await?.into_inner();
+        drop(client);
+        wait_until_free(context, reply.pid).await?;
+        let mut said =
+            format!("this node is {} from now on; the old key is kept in {}", short(&reply.node), reply.kept);
+        let up = context.typed("up");
+        said.push_str(&match reply.rejoin {
+            true => format!("; start it with `{up}`, and join with `{}`", context.typed("mesh join TOKEN")),
+            false => format!("; start it with `{up}`"),
+        });
+        context.output.either(&json!({"node": hex(&reply.node), "rejoin": reply.rejoin, "kept": reply.kept}), said)
+    }
 }
 
 const DOWN: &str = "\

@@ -21,6 +21,8 @@ use std::path::{Path, PathBuf};
 use ed25519_dalek::SigningKey;
 
 const FORMAT: u32 = 1;
+/// The key that is to take the place of the node's.
+const NEXT: &str = "identity.key.next";
 const IDENTITY: &str = "lattice-identity-1 ";
 
 /// Why a directory can't be used.
@@ -226,24 +228,37 @@ impl Directory {
     /// If the file is damaged, open to others, or missing where a mesh already is: an identity is never replaced.
     pub fn identity(&self) -> Result<SigningKey> {
         let path = self.path.join("identity.key");
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return self.new_identity(path),
-            Err(source) => return Err(DirectoryError::Io { path, source }),
-        };
-        let mode = std::fs::metadata(&path).map_err(at(&path))?.permissions().mode();
-        if mode & 0o077 != 0 {
-            let fix = format!("if nobody else has read it: chmod 600 {}", path.display());
-            return Err(DirectoryError::Identity { path, what: "other users can read this node's secret key", fix });
+        match key_in(&path)? {
+            Some(key) => Ok(key),
+            None => self.new_identity(path),
         }
-        let seed = text.trim_end().strip_prefix(IDENTITY);
-        let seed = seed.and_then(|seed| data_encoding::HEXLOWER.decode(seed.as_bytes()).ok());
-        seed.and_then(|seed| <[u8; 32]>::try_from(seed).ok()).map(|seed| SigningKey::from_bytes(&seed)).ok_or_else(
-            || {
-                let fix = "put it back from a backup; without it this directory's node can't go on".into();
-                DirectoryError::Identity { path, what: "the node's secret key does not read", fix }
-            },
-        )
+    }
+
+    /// The key that is to succeed the node's: made at the first call, and kept until [`Directory::succeed`].
+    ///
+    /// # Errors
+    /// If the disk fails or the file is damaged.
+    pub fn successor(&self) -> Result<SigningKey> {
+        let path = self.path.join(NEXT);
+        match key_in(&path)? {
+            Some(key) => Ok(key),
+            None => new_key(&path),
+        }
+    }
+
+    /// Puts the successor in the place of the node's key, for the next start. The old one is kept; gives where.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn succeed(&self) -> Result<PathBuf> {
+        let (now, next) = (self.path.join("identity.key"), self.path.join(NEXT));
+        let mut names = (1..).map(|number: u32| self.path.join(format!("identity.key.old-{number}")));
+        let old = names.find(|name| !name.exists()).unwrap_or_else(|| self.path.join("identity.key.old"));
+        // The old one never lacks a name, so that a crash leaves one of them in place.
+        std::fs::hard_link(&now, &old).map_err(at(&old))?;
+        std::fs::rename(&next, &now).map_err(at(&now))?;
+        File::open(&self.path).and_then(|directory| directory.sync_all()).map_err(at(&self.path))?;
+        Ok(old)
     }
 
     fn new_identity(&self, path: PathBuf) -> Result<SigningKey> {
@@ -252,9 +267,7 @@ impl Directory {
             let fix = format!("put it back from a backup, or move {} away to begin as a new node", self.path.display());
             return Err(DirectoryError::Identity { path, what: "the node's secret key is missing", fix });
         }
-        let seed: [u8; 32] = rand::random();
-        write_whole(&path, format!("{IDENTITY}{}\n", data_encoding::HEXLOWER.encode(&seed)).as_bytes())?;
-        Ok(SigningKey::from_bytes(&seed))
+        new_key(&path)
     }
 
     /// The port that was kept; `None` if none was or it does not read.
@@ -270,6 +283,32 @@ impl Directory {
     pub fn keep_port(&self, port: u16) -> Result<()> {
         write_whole(&self.path.join("port"), format!("{port}\n").as_bytes())
     }
+}
+
+/// The key in a file; `None` if there is no such file.
+fn key_in(path: &Path) -> Result<Option<SigningKey>> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(DirectoryError::Io { path: path.into(), source }),
+    };
+    let damaged = |what, fix| DirectoryError::Identity { path: path.into(), what, fix };
+    let mode = std::fs::metadata(path).map_err(at(path))?.permissions().mode();
+    if mode & 0o077 != 0 {
+        let fix = format!("if nobody else has read it: chmod 600 {}", path.display());
+        return Err(damaged("other users can read this node's secret key", fix));
+    }
+    let seed = text.trim_end().strip_prefix(IDENTITY);
+    let seed = seed.and_then(|seed| data_encoding::HEXLOWER.decode(seed.as_bytes()).ok());
+    let key = seed.and_then(|seed| <[u8; 32]>::try_from(seed).ok()).map(|seed| SigningKey::from_bytes(&seed));
+    let fix = || "put it back from a backup; without it this directory's node can't go on".into();
+    key.map(Some).ok_or_else(|| damaged("the node's secret key does not read", fix()))
+}
+
+fn new_key(path: &Path) -> Result<SigningKey> {
+    let seed: [u8; 32] = rand::random();
+    write_whole(path, format!("{IDENTITY}{}\n", data_encoding::HEXLOWER.encode(&seed)).as_bytes())?;
+    Ok(SigningKey::from_bytes(&seed))
 }
 
 fn at(path: &Path) -> impl Fn(io::Error) -> DirectoryError {

@@ -39,6 +39,8 @@ use crate::stores::{Registry, RegistryError, Repaired};
 const KEEP_ADDRESSES: Duration = Duration::from_secs(10);
 /// How long replication may take to let go of a store.
 const FORGOTTEN: Duration = Duration::from_secs(10);
+/// How long a node that goes on under another key waits for another member to hear of it.
+const HANDOVER: Duration = Duration::from_secs(15);
 /// How long leaving waits for another member to hear of it.
 const FAREWELL: Duration = Duration::from_secs(3);
 const TOPIC: &str = "lattice 2026 gossip topic of a store";
@@ -86,6 +88,11 @@ pub enum MeshError {
         /// This node's role.
         role: &'static str,
     },
+    /// The new key is known to nobody else.
+    #[error(
+        "another member must hear of the new key before this node goes on under it, and none has: try again when one is online"
+    )]
+    Unheard,
     /// No such store.
     #[error("there is no store '{0}'")]
     NoStore(String),
@@ -349,7 +356,7 @@ impl Mesh {
 
     /// Submits an operation on the mesh; returns when it is durable.
     async fn submit(self: &Arc<Self>, what: &'static str, op: Op) -> Result<(), MeshError> {
-        if self.role() != Some(Role::Admin) && !matches!(op, Op::Leave | Op::Ban { .. }) {
+        if self.role() != Some(Role::Admin) && !matches!(op, Op::Leave | Op::Ban { .. } | Op::Succeed(_)) {
             let role = self.role().map_or("stranger", Role::name);
             return Err(MeshError::NotAllowed { what, role });
         }
@@ -416,7 +423,7 @@ impl Mesh {
         if me.is_some_and(|member| member.forked) {
             return Some(
                 "this node signed two entries for one place, as a copy of its data directory does that runs beside it, and was \
-                 removed from the mesh for good: it only reads what is here. A new data directory can join with a new token"
+                 removed from the mesh for good: it only reads what is here. `lattice node rekey` lets it join again, under a new key"
                     .to_owned(),
             );
         }
@@ -490,13 +497,8 @@ impl Mesh {
         .await?
     }
 
-    /// Leaves the mesh: says so, gives a connected member a moment to hear it, and closes. The directory stays, renamed; its path
-    /// is returned.
-    ///
-    /// # Errors
-    /// If that can't be recorded.
-    pub async fn leave(self: &Arc<Self>) -> Result<PathBuf, MeshError> {
-        self.submit("leave", Op::Leave).await?;
+    /// Whether a connected member has all of the root store that is here, or nobody is connected, after waiting for `patience` at most.
+    async fn is_told(self: &Arc<Self>, patience: Duration) -> Result<bool, MeshError> {
         let root = self.id.root();
         // An entry more than when a peer was last found to have the same: an older agreement says nothing of this one.
         let log = self.registry.root().log().clone();
@@ -513,7 +515,56 @@ impl Mesh {
         if let Some(driver) = &*locked(&self.driver) {
             driver.reconcile();
         }
-        if tokio::time::timeout(FAREWELL, told).await.is_err() {
+        Ok(tokio::time::timeout(patience, told).await.is_ok())
+    }
+
+    /// Whether this node is a member, so that its key can vouch for another, or has done so for this one.
+    #[must_use]
+    pub fn can_hand_over(&self, to: &NodeId) -> bool {
+        let membership = self.membership();
+        membership.admits(&self.node.id()) || membership.admits(to)
+    }
+
+    /// Gives this node's place in the mesh to another key. Returns when another member has heard of it, if there is one; it may be
+    /// called again.
+    ///
+    /// # Errors
+    /// [`MeshError::Unheard`], or if the disk fails.
+    pub async fn hand_over(self: &Arc<Self>, key: &SigningKey) -> Result<(), MeshError> {
+        let me = self.node.id();
+        let next = NodeId(key.verifying_key().to_bytes());
+        let alone = self.membership().members.iter().all(|(id, member)| [me, next].contains(id) || member.left);
+        let online = self.snapshot().peers.values().any(|peer| peer.online);
+        if !alone && !online {
+            return Err(MeshError::Unheard);
+        }
+        if !self.membership().admits(&next) {
+            self.submit("hand over", Op::Succeed(root::succession(key, &self.id, &me))).await?;
+        }
+        // Who has heard of it takes this key for a stranger's, and ends the link.
+        if alone || self.is_told(HANDOVER).await? { Ok(()) } else { Err(MeshError::Unheard) }
+    }
+
+    /// Closes the mesh and puts its root store's file aside, so that it can be joined again with the other stores kept.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub async fn forget(&self) -> Result<(), MeshError> {
+        self.close().await;
+        let file = Registry::root_file(&self.dir, self.id);
+        let mut names = (1..).map(|number: u32| file.with_extension(format!("old-{number}")));
+        let aside = names.find(|name| !name.exists()).unwrap_or_else(|| file.with_extension("old"));
+        std::fs::rename(&file, &aside).map_err(|source| MeshError::Io { path: file.clone(), source })
+    }
+
+    /// Leaves the mesh: says so, gives a connected member a moment to hear it, and closes. The directory stays, renamed; its path
+    /// is returned.
+    ///
+    /// # Errors
+    /// If that can't be recorded.
+    pub async fn leave(self: &Arc<Self>) -> Result<PathBuf, MeshError> {
+        self.submit("leave", Op::Leave).await?;
+        if !self.is_told(FAREWELL).await? {
             tracing::info!(target: "mesh", "left without another member having heard of it yet");
         }
         self.close().await;

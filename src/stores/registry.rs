@@ -268,8 +268,8 @@ impl Registry {
         let Withdrawn { declared, log: old } = withdrawn;
         opening.withdrawn.remove(&declared.id);
         let path = file(&self.dir, &declared.id);
-        let names = (1..).map(|number: u32| path.with_extension(format!("damaged-{number}")));
-        let aside = names.into_iter().find(|name| !name.exists()).unwrap_or_else(|| path.with_extension("damaged"));
+        let mut names = (1..).map(|number: u32| path.with_extension(format!("damaged-{number}")));
+        let aside = names.find(|name| !name.exists()).unwrap_or_else(|| path.with_extension("damaged"));
         std::fs::rename(&path, &aside).map_err(|source| RegistryError::Io { path: path.clone(), source })?;
         let handle = self.open_store(&declared, opening.outbox.as_ref());
         let mut kept = 0;

@@ -287,6 +287,57 @@ fn a_damaged_store_is_made_anew_from_what_is_sound_in_it_and_from_a_member() {
     }
 }
 
+#[test]
+fn a_node_goes_on_under_a_new_key_that_the_old_one_vouches_for_and_joins_again_if_that_was_removed() {
+    let first = founder();
+    let second = joined(&first);
+    let me = |node: &Node<'_>| {
+        let status = json(node, &["status"]);
+        (status["node"].as_str().unwrap().to_owned(), status["name"].as_str().unwrap().to_owned())
+    };
+    let peer = |id: &str| {
+        let peers = json(&first, &["peers"]);
+        peers.as_array().unwrap().iter().find(|peer| peer["id"] == *id).cloned().unwrap_or_default()
+    };
+    fs::write(second.key("before"), "before").unwrap();
+    eventually("the first has it", || first.key("before").exists());
+    let (old, name) = me(&second);
+
+    first.lattice(&["down"]);
+    eventually("the first is missed", || json(&second, &["mesh", "status"])["online"] == 0);
+    let said = refused(&second, &["node", "rekey", "--yes"], UNAVAILABLE);
+    assert!(said.error.contains("must hear of the new key"), "{}", said.all());
+    first.up();
+    eventually("they are linked", || json(&second, &["mesh", "status"])["online"] == 1);
+    assert!(refused(&second, &["node", "rekey"], REFUSED).all().contains("--yes"));
+    let said = json(&second, &["node", "rekey", "--yes"]);
+    assert_eq!(said["rejoin"], false);
+    second.up();
+    let (new, named) = me(&second);
+    assert_eq!((new.as_str(), &named), (said["node"].as_str().unwrap(), &name));
+    assert_ne!(new, old);
+    fs::write(second.key("after"), "after").unwrap();
+    eventually("the first has what the new key wrote", || first.key("after").exists());
+    assert!(first.key("before").exists() && second.key("before").exists());
+    assert_eq!((&peer(&old)["left"], &peer(&new)["role"]), (&true.into(), &"writer".into()));
+    assert_eq!(peer(&new)["name"], *name);
+
+    first.lattice(&["mesh", "revoke", &new, "--yes"]);
+    eventually("the link is closed", || json(&second, &["mesh", "status"])["online"] == 0);
+    // It has not heard of its removal, since nobody speaks to it any more.
+    let said = refused(&second, &["node", "rekey", "--yes"], UNAVAILABLE);
+    assert!(said.hint.contains("--rejoin"), "{}", said.all());
+    let token = first.lattice(&["mesh", "invite"]);
+    assert_eq!(json(&second, &["node", "rekey", "--rejoin", "--yes"])["rejoin"], true);
+    second.up();
+    second.lattice(&["mesh", "join", token.trim()]);
+    assert_eq!(fs::read_to_string(second.key("before")).unwrap(), "before");
+    fs::write(second.key("again"), "again").unwrap();
+    eventually("the first has what the third key wrote", || first.key("again").exists());
+    assert!(first.key("after").exists(), "what the second key wrote stays");
+    assert_eq!(json(&first, &["status"])["forks"], 0);
+}
+
 fn copy(from: &Path, to: &Path) {
     run("cp", &["-a", from.to_str().unwrap(), to.to_str().unwrap()]);
 }

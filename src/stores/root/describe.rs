@@ -21,6 +21,7 @@ fn line(op: &Op) -> String {
         Op::Leave => "leave".into(),
         Op::Revoke { node, .. } => format!("remove {}", node.short()),
         Op::SetRole { node, role, .. } => format!("make {} a {role}", node.short()),
+        Op::Succeed(succession) => format!("go on as {}", succession.node.short()),
         Op::Ban { fork, .. } => match super::removal::proven(fork) {
             Some(node) => format!("ban {}, which forked its chain", node.short()),
             None => "ban a node, without a proof".into(),

@@ -27,6 +27,7 @@ mod removal;
 #[cfg(test)]
 mod removals;
 mod state;
+mod succession;
 
 mod wire;
 
@@ -37,4 +38,5 @@ pub use describe::describe;
 pub use handle::{Declared, GenesisError, Invitation, MemberInfo, Root, RootError, genesis, nobody};
 pub use machine::Machine;
 pub use redeem::{Redeem, Refusal, invite_id, invite_key, redeem};
+pub use succession::{Succession, succession};
 pub use wire::Op;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::names;
 use super::redeem::{Redeem, Refusal, invite_id, is_sound};
 use super::removal::{self, Cut, Removal};
+use super::succession::Succession;
 use super::wire::Op;
 use crate::clock::{Hlc, Millis};
 use crate::ids::{Hash, MeshId, NodeId, StoreId};
@@ -237,7 +238,7 @@ impl State {
             | Op::DeleteStore { .. }
             | Op::Revoke { .. }
             | Op::SetRole { .. } => Role::Admin,
-            Op::Redeem(_) | Op::SetName { .. } | Op::Leave | Op::Ban { .. } => Role::Reader,
+            Op::Redeem(_) | Op::SetName { .. } | Op::Leave | Op::Ban { .. } | Op::Succeed(_) => Role::Reader,
         };
         if role < needed {
             return Err(format!("only an admin may do this, and its author was a {role} when it was written"));
@@ -264,6 +265,7 @@ impl State {
             }
             Op::Revoke { node, cut, salt } => self.revoke(context, place, node, cut, salt),
             Op::SetRole { node, role, cut } => self.set_role(context, place, node, role, cut),
+            Op::Succeed(succession) => self.succeed(context, role, &succession),
             Op::Ban { fork, cut, salt } => self.ban(context, place, fork, cut, salt),
         }
     }
@@ -422,6 +424,30 @@ impl State {
         let name = names::unique(name, &id.0, taken);
         let store = Store { name, kind, by: context.place.author, hlc: context.hlc, deleted: false };
         self.stores.insert(id, store);
+        Ok(())
+    }
+
+    /// The author's role and name go to another key; what it wrote stays its own.
+    fn succeed(&mut self, context: &Context<'_>, role: Role, succession: &Succession) -> Result<(), String> {
+        let (before, node) = (context.place.author, succession.node);
+        if !succession.is_signed(&context.mesh, &before) {
+            return Err("the new key has not signed for it".into());
+        }
+        if self.members.contains_key(&node) {
+            return Err("the new key is or was a member already".into());
+        }
+        let Some(name) = self.members.get(&before).map(|person| person.name.clone()) else {
+            return Err("there is no such member".into());
+        };
+        let aside = names::unique(&name, &before.0, |name| self.members.values().any(|person| person.name == name));
+        if let Some(person) = self.members.get_mut(&before) {
+            person.departed = Some(context.place.seq);
+            person.name = aside;
+        }
+        let answers = context.last_of(&node);
+        let grant = Grant { by: context.place, role, answers, pardons: Vec::new(), excess: false };
+        let (by, since) = (before, context.hlc);
+        self.members.insert(node, Person { name, grants: vec![grant], departed: None, by, since });
         Ok(())
     }
 

@@ -235,6 +235,32 @@ fn rebuilding_gives_the_same_bytes_and_members() {
     assert_eq!(root.members(), members);
 }
 
+#[test]
+fn a_key_hands_its_role_and_name_to_another_that_has_signed_for_it_and_is_a_member_no_more() {
+    let (clock, genesis, root) = founded();
+    submit(&root, add(1, "bob", Role::Writer));
+    let b = super::tests::root(1, &genesis, &clock);
+    b.log().include(&all(&root), Origin::Pulled).unwrap();
+    let another = Succession { node: node(5), ..succession(&key(4), &root.mesh(), &node(1)) };
+    assert!(b.submit(&[Op::Succeed(another)], Origin::Local).is_err(), "signed by another key");
+    let other = succession(&key(4), &root.mesh(), &node(0));
+    assert!(b.submit(&[Op::Succeed(other)], Origin::Local).is_err(), "signed for another node");
+    submit(&b, Op::Succeed(succession(&key(4), &root.mesh(), &node(1))));
+    root.log().include(&all(&b), Origin::Pulled).unwrap();
+    for root in [&root, &b] {
+        let membership = root.membership().load();
+        assert_eq!((membership.role(&node(4)), membership.role(&node(1))), (Some(Role::Writer), None));
+        assert_eq!(membership.name(&node(4)), "bob");
+        assert!(membership.name(&node(1)).starts_with("bob-"));
+        assert!(membership.members[&node(1)].cut.is_none(), "what it wrote counts");
+        assert!(!membership.may_write(&node(1)));
+    }
+    let again = succession(&key(5), &root.mesh(), &node(1));
+    assert!(b.submit(&[Op::Succeed(again)], Origin::Local).is_err(), "it has handed over");
+    let twice = succession(&key(4), &root.mesh(), &node(0));
+    assert!(root.submit(&[Op::Succeed(twice)], Origin::Local).is_err(), "that is a member");
+}
+
 fn cut() -> Cut {
     Cut::from([(crate::ids::StoreId([16; 32]), (17, Hash([18; 32])))])
 }
@@ -253,6 +279,7 @@ fn the_payload_of_version_1_is_frozen() {
         Op::Revoke { node: NodeId([10; 32]), cut: cut(), salt: [11; 32] },
         Op::SetRole { node: NodeId([12; 32]), role: Role::Reader, cut: cut() },
         Op::Ban { fork: Fork { one: vec![13].into(), other: vec![14].into() }, cut: cut(), salt: [15; 32] },
+        Op::Succeed(Succession { node: NodeId([19; 32]), signature: [20; 64] }),
     ];
     let bytes = wire::encode(&ops);
     assert_eq!(wire::decode(&bytes).unwrap(), ops);

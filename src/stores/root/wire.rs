@@ -4,7 +4,7 @@
 //! message Payload { uint32 version = 1; repeated Operation operations = 2; }
 //! message Operation { oneof action { Genesis genesis = 1; AddMember add_member = 2; Invite invite = 3; Redeem redeem = 4;
 //!                     CreateStore create_store = 5; DeleteStore delete_store = 6; SetName set_name = 7; Leave leave = 8;
-//!                     Revoke revoke = 9; SetRole set_role = 10; Ban ban = 11; } }
+//!                     Revoke revoke = 9; SetRole set_role = 10; Ban ban = 11; Succeed succeed = 12; } }
 //! message Genesis     { bytes salt = 1; string name = 2; }
 //! message AddMember   { bytes node = 1; string name = 2; uint32 role = 3; }
 //! message Invite      { bytes id = 1; uint32 role = 2; uint64 expires = 3; uint32 uses = 4; }
@@ -16,6 +16,7 @@
 //! message Revoke      { bytes node = 1; repeated Tip cut = 2; bytes salt = 3; }
 //! message SetRole     { bytes node = 1; uint32 role = 2; repeated Tip cut = 3; }
 //! message Ban         { bytes one = 1; bytes other = 2; repeated Tip cut = 3; bytes salt = 4; }
+//! message Succeed     { bytes node = 1; bytes signature = 2; }
 //! message Tip         { bytes store = 1; uint64 seq = 2; bytes hash = 3; }
 //! ```
 //!
@@ -24,6 +25,7 @@
 use prost::Message;
 
 use super::redeem::Redeem;
+use super::succession::Succession;
 use crate::clock::Millis;
 use crate::ids::{Hash, NodeId, StoreId};
 use crate::replication::entry::Fork;
@@ -109,6 +111,8 @@ pub enum Op {
         /// The mesh's salt from now on.
         salt: [u8; 32],
     },
+    /// The author goes on under another key, with the role and the name that it has; this one is a member no more.
+    Succeed(Succession),
 }
 
 mod message {
@@ -124,7 +128,7 @@ mod message {
 
     #[derive(Clone, PartialEq, Message)]
     pub(super) struct Operation {
-        #[prost(oneof = "Action", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+        #[prost(oneof = "Action", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
         pub(super) action: Option<Action>,
     }
 
@@ -152,6 +156,8 @@ mod message {
         SetRole(SetRole),
         #[prost(message, tag = "11")]
         Ban(Ban),
+        #[prost(message, tag = "12")]
+        Succeed(Succeed),
     }
 
     #[derive(Clone, PartialEq, Message)]
@@ -260,6 +266,14 @@ mod message {
         #[prost(bytes = "vec", tag = "4")]
         pub(super) salt: Vec<u8>,
     }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(super) struct Succeed {
+        #[prost(bytes = "vec", tag = "1")]
+        pub(super) node: Vec<u8>,
+        #[prost(bytes = "vec", tag = "2")]
+        pub(super) signature: Vec<u8>,
+    }
 }
 
 const fn role_number(role: Role) -> u32 {
@@ -322,6 +336,9 @@ fn action(op: &Op) -> message::Action {
         Op::Ban { fork: Fork { one, other }, cut, salt } => {
             Action::Ban(message::Ban { one, other, cut: tips(&cut), salt: salt.to_vec() })
         }
+        Op::Succeed(Succession { node, signature }) => {
+            Action::Succeed(message::Succeed { node: node.0.to_vec(), signature: signature.to_vec() })
+        }
     }
 }
 
@@ -374,5 +391,9 @@ fn op(action: message::Action) -> Option<Op> {
             cut: cut(&ban.cut)?,
             salt: ban.salt.try_into().ok()?,
         },
+        Action::Succeed(succeed) => Op::Succeed(Succession {
+            node: NodeId::from_slice(&succeed.node)?,
+            signature: succeed.signature.try_into().ok()?,
+        }),
     })
 }
