@@ -8,6 +8,8 @@
 )]
 
 mod harness;
+#[path = "cli/past.rs"]
+mod past;
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -55,7 +57,7 @@ fn with_mesh() -> Node<'static> {
 #[test]
 fn without_a_node_every_command_says_so_and_how_to_start_one() {
     let node = Node::here();
-    let commands: [&[&str]; 14] = [
+    let commands: [&[&str]; 19] = [
         &["status"],
         &["peers"],
         &["mesh", "init"],
@@ -69,6 +71,11 @@ fn without_a_node_every_command_says_so_and_how_to_start_one() {
         &["kv", "list"],
         &["conflicts"],
         &["log"],
+        &["show", "3fa9"],
+        &["diff", "key"],
+        &["blame", "key"],
+        &["restore", "key", "--at", "1h-ago"],
+        &["undo", "3fa9"],
         &["chat", "ls"],
     ];
     for command in commands {

@@ -12,7 +12,7 @@ use tonic::transport::{Channel, Endpoint};
 use super::failure::{Failure, Kind};
 use super::wire::{
     chat_client::ChatClient, kv_client::KvClient, mesh_client::MeshClient, node_client::NodeClient,
-    stores_client::StoresClient,
+    past_client::PastClient, stores_client::StoresClient,
 };
 
 /// A connection to a running node.
@@ -67,6 +67,12 @@ impl Client {
     #[must_use]
     pub fn kv(&self) -> KvClient<Channel> {
         KvClient::new(self.channel.clone())
+    }
+
+    /// What was in them.
+    #[must_use]
+    pub fn past(&self) -> PastClient<Channel> {
+        PastClient::new(self.channel.clone())
     }
 
     /// Rooms.

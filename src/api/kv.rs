@@ -55,7 +55,7 @@ impl From<KvError> for Failure {
     }
 }
 
-fn described(log: &Log, head: &Head) -> wire::Head {
+pub(super) fn described(log: &Log, head: &Head) -> wire::Head {
     let kind = match head.kind {
         kv::Kind::File => "file",
         kv::Kind::Directory => "directory",
@@ -73,6 +73,7 @@ fn described(log: &Log, head: &Head) -> wire::Head {
         mode: head.mode,
         mtime: head.mtime,
         size: head.content.size(),
+        content: head.content.hash().0.to_vec(),
     }
 }
 
@@ -80,7 +81,7 @@ fn key(keys: &Keys, path: Vec<u8>, heads: &Heads) -> Key {
     Key { path, heads: heads.all().iter().map(|head| described(keys.log(), head)).collect() }
 }
 
-fn shown(path: &[u8]) -> String {
+pub(super) fn shown(path: &[u8]) -> String {
     String::from_utf8_lossy(path).into_owned()
 }
 
@@ -122,7 +123,7 @@ fn chosen(heads: &Heads, start: &str, path: &[u8]) -> Result<Head, Failure> {
     }
 }
 
-type Parts = mpsc::Sender<Result<GetPart, Status>>;
+pub(super) type Parts = mpsc::Sender<Result<GetPart, Status>>;
 
 fn send_value(keys: &Keys, request: &GetRequest, parts: &Parts) -> Result<(), Failure> {
     let heads = found(keys, &request.path)?;
@@ -137,6 +138,11 @@ fn send_value(keys: &Keys, request: &GetRequest, parts: &Parts) -> Result<(), Fa
     if parts.blocking_send(Ok(first)).is_err() {
         return Ok(());
     }
+    send(opened, parts)
+}
+
+/// Sends a content, part by part.
+pub(super) fn send(opened: Opened, parts: &Parts) -> Result<(), Failure> {
     let mut source: Box<dyn Read> = match opened {
         Opened::Bytes(bytes) => Box::new(std::io::Cursor::new(bytes)),
         Opened::File(file, size) => Box::new(file.take(size)),
@@ -274,24 +280,29 @@ fn changes(event: &Event, log: &Log, prefix: &[u8]) -> Vec<ChangedKey> {
         .collect()
 }
 
+/// The store of this name, if it is one of keys.
+pub(super) fn keys_of(host: &dyn Host, store: &str) -> Result<Arc<Keys>, Failure> {
+    let registry = registry(host)?;
+    registry.kv(store).ok_or_else(|| not_open(&registry, store, "kv"))
+}
+
+/// Answers a stream from work that waits for the disk.
+pub(super) fn answer<T: Send + 'static>(
+    work: impl FnOnce(&mpsc::Sender<Result<T, Status>>) -> Result<(), Failure> + Send + 'static,
+) -> Response<Answers<T>> {
+    let (answers, stream) = mpsc::channel(WAITING);
+    tokio::task::spawn_blocking(move || {
+        if let Err(failure) = work(&answers) {
+            // To a reader that is gone nothing can be told.
+            answers.blocking_send(Err(failure.into())).ok();
+        }
+    });
+    Response::new(ReceiverStream::new(stream))
+}
+
 impl Service {
     fn keys(&self, store: &str) -> Result<Arc<Keys>, Failure> {
-        let registry = registry(self.host.as_ref())?;
-        registry.kv(store).ok_or_else(|| not_open(&registry, store, "kv"))
-    }
-
-    /// Answers a stream from work that waits for the disk.
-    fn answer<T: Send + 'static>(
-        work: impl FnOnce(&mpsc::Sender<Result<T, Status>>) -> Result<(), Failure> + Send + 'static,
-    ) -> Response<Answers<T>> {
-        let (answers, stream) = mpsc::channel(WAITING);
-        tokio::task::spawn_blocking(move || {
-            if let Err(failure) = work(&answers) {
-                // To a reader that is gone nothing can be told.
-                answers.blocking_send(Err(failure.into())).ok();
-            }
-        });
-        Response::new(ReceiverStream::new(stream))
+        keys_of(self.host.as_ref(), store)
     }
 }
 
@@ -302,7 +313,7 @@ impl Kv for Service {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<Self::GetStream>, Status> {
         let request = request.into_inner();
         let keys = self.keys(&request.store)?;
-        Ok(Self::answer(move |parts| send_value(&keys, &request, parts)))
+        Ok(answer(move |parts| send_value(&keys, &request, parts)))
     }
 
     async fn put(&self, request: Request<Streaming<PutPart>>) -> Result<Response<PutReply>, Status> {
@@ -335,7 +346,7 @@ impl Kv for Service {
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<Self::ListStream>, Status> {
         let ListRequest { store, prefix } = request.into_inner();
         let keys = self.keys(&store)?;
-        Ok(Self::answer(move |answers| pages(&keys, &prefix, Keys::scan, answers)))
+        Ok(answer(move |answers| pages(&keys, &prefix, Keys::scan, answers)))
     }
 
     type WatchStream = Answers<ChangedKey>;
@@ -377,6 +388,6 @@ impl Kv for Service {
     async fn conflicts(&self, request: Request<ConflictsRequest>) -> Result<Response<Self::ConflictsStream>, Status> {
         let ConflictsRequest { store, prefix } = request.into_inner();
         let keys = self.keys(&store)?;
-        Ok(Self::answer(move |answers| pages(&keys, &prefix, Keys::conflicts, answers)))
+        Ok(answer(move |answers| pages(&keys, &prefix, Keys::conflicts, answers)))
     }
 }

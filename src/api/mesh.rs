@@ -61,7 +61,7 @@ fn described(peer: peers::Peer) -> Peer {
 
 impl Service {
     /// The one member of this name, or whose id begins so.
-    fn member(&self, text: &str) -> Result<peers::Peer, Failure> {
+    pub(super) fn member(&self, text: &str) -> Result<peers::Peer, Failure> {
         if self.host.in_mesh().is_none() {
             return Err(no_mesh());
         }

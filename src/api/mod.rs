@@ -9,6 +9,7 @@ pub mod host;
 mod kv;
 mod mesh;
 mod node;
+mod past;
 mod server;
 mod stores;
 

@@ -27,9 +27,9 @@ use super::failure::Failure;
 use super::host::Host;
 use super::wire::{
     chat_server::ChatServer, kv_server::KvServer, mesh_server::MeshServer, node_server::NodeServer,
-    stores_server::StoresServer,
+    past_server::PastServer, stores_server::StoresServer,
 };
-use super::{chat, kv, mesh, node, stores};
+use super::{chat, kv, mesh, node, past, stores};
 
 /// How long calls may go on after the daemon began to stop.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -65,6 +65,7 @@ pub async fn serve(host: Arc<dyn Host>, listener: UnixListener, stop: Cancellati
         mesh: MeshServer::new(mesh::Service { host: host.clone() }),
         stores: StoresServer::new(stores::Service { host: host.clone(), stop: stop.clone() }),
         kv: KvServer::new(kv::Service { host: host.clone(), stop: stop.clone() }),
+        past: PastServer::new(past::Service { host: host.clone() }),
         chat: ChatServer::new(chat::Service { host, stop: stop.clone() }),
     };
     let connections = TaskTracker::new();
@@ -122,6 +123,7 @@ struct Calls {
     mesh: MeshServer<mesh::Service>,
     stores: StoresServer<stores::Service>,
     kv: KvServer<kv::Service>,
+    past: PastServer<past::Service>,
     chat: ChatServer<chat::Service>,
 }
 
@@ -144,6 +146,7 @@ where
             MeshServer::<mesh::Service>::NAME => self.mesh.call(request),
             StoresServer::<stores::Service>::NAME => self.stores.call(request),
             KvServer::<kv::Service>::NAME => self.kv.call(request),
+            PastServer::<past::Service>::NAME => self.past.call(request),
             ChatServer::<chat::Service>::NAME => self.chat.call(request),
             _ => Box::pin(async { Ok(Status::unimplemented("no such service").into_http()) }),
         }

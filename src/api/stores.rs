@@ -25,10 +25,10 @@ use crate::replication::entry::Entry;
 use crate::replication::log::{Log, Verified};
 use crate::replication::replica::Snapshot;
 use crate::stores::registry::StoreInfo;
-use crate::stores::{Registry, describe};
+use crate::stores::{Kv as Keys, Registry, describe};
 
 /// The mesh's own store, as `lattice log` names it.
-const ROOT: &str = "root";
+pub(super) const ROOT: &str = "root";
 /// Entries read from a log at once.
 const PAGE: usize = 1_000;
 /// Answers of a stream that wait for a slow reader.
@@ -117,7 +117,7 @@ fn verified(registry: &Registry, info: StoreInfo) -> Result<wire::Verified, Fail
     Ok(wire::Verified { name: info.name, entries, excluded, faults })
 }
 
-fn one(registry: &Registry, name: &str) -> Result<Arc<Log>, Failure> {
+pub(super) fn one(registry: &Registry, name: &str) -> Result<Arc<Log>, Failure> {
     let id = if name == ROOT {
         registry.mesh().root()
     } else {
@@ -128,7 +128,7 @@ fn one(registry: &Registry, name: &str) -> Result<Arc<Log>, Failure> {
     registry.log(&id).ok_or_else(|| not_open(registry, name, "any"))
 }
 
-fn told(log: &Log, entry: &Entry, noop: Option<String>) -> LogEntry {
+pub(super) fn told(log: &Log, entry: &Entry, noop: Option<String>) -> LogEntry {
     let header = entry.header();
     LogEntry {
         hash: entry.hash().0.to_vec(),
@@ -189,10 +189,41 @@ fn present(log: &Log, last: u64, answers: &Sender) -> Result<Result<HashSet<Hash
     }
 }
 
-async fn follow(log: Arc<Log>, request: LogRequest, answers: &Sender, stop: CancellationToken) -> Result<(), Failure> {
+/// The same of those that wrote to a path or below it.
+fn present_at(keys: &Keys, path: &[u8], last: u64, answers: &Sender) -> Result<Result<HashSet<Hash>, Gone>, Failure> {
+    let found = keys.entries_at(path)?;
+    let before = found.len().saturating_sub(usize::try_from(last).unwrap_or(usize::MAX));
+    let skipped = if last == 0 { 0 } else { before };
+    for (_, hash) in found.iter().skip(skipped) {
+        let view = keys.log().database().view()?;
+        let Some(entry) = keys.log().get(&view, hash)? else { continue };
+        let entry = told(keys.log(), &entry, None);
+        drop(view);
+        if answers.blocking_send(Ok(entry)).is_err() {
+            return Ok(Err(Gone));
+        }
+    }
+    Ok(Ok(found.into_iter().map(|(_, hash)| hash).collect()))
+}
+
+fn is_within(path: &[u8], top: &[u8]) -> bool {
+    path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+}
+
+async fn follow(
+    log: Arc<Log>,
+    keys: Option<Arc<Keys>>,
+    request: LogRequest,
+    answers: &Sender,
+    stop: CancellationToken,
+) -> Result<(), Failure> {
     let mut events = log.subscribe();
-    let (scanned, told_to) = (log.clone(), answers.clone());
-    let Ok(sent) = blocking(move || present(&scanned, request.last, &told_to)).await? else { return Ok(()) };
+    let (scanned, told_to, path) = (log.clone(), answers.clone(), request.path.clone());
+    let sent = blocking(move || match keys {
+        Some(keys) => present_at(&keys, &path, request.last, &told_to),
+        None => present(&scanned, request.last, &told_to),
+    });
+    let Ok(sent) = sent.await? else { return Ok(()) };
     if !request.follow {
         return Ok(());
     }
@@ -204,6 +235,10 @@ async fn follow(log: Arc<Log>, request: LogRequest, answers: &Sender, stop: Canc
         };
         match event {
             Ok(event) if event.store == log.store() && !event.excluded && !sent.contains(&event.entry.hash()) => {
+                let writes = || Keys::writes(&event.entry);
+                if !request.path.is_empty() && !writes().iter().any(|(path, _)| is_within(path, &request.path)) {
+                    continue;
+                }
                 let entry = told(&log, &event.entry, event.effects.noop.clone());
                 if answers.send(Ok(entry)).await.is_err() {
                     return Ok(());
@@ -278,11 +313,18 @@ impl Stores for Service {
 
     async fn log(&self, request: Request<LogRequest>) -> Result<Response<Self::LogStream>, Status> {
         let request = request.into_inner();
-        let log = one(registry(self.host.as_ref())?.as_ref(), &request.store)?;
+        let registry = registry(self.host.as_ref())?;
+        let log = one(&registry, &request.store)?;
+        let keys = registry.kv_by_id(&log.store()).filter(|_| !request.path.is_empty());
+        if keys.is_none() && !request.path.is_empty() {
+            let kind = log.kind();
+            let none = format!("the store '{}' is of the kind '{kind}', which has no paths", request.store);
+            return Err(Failure::refused(none).into());
+        }
         let (answers, stream) = mpsc::channel(WAITING);
         let stop = self.stop.clone();
         tokio::spawn(async move {
-            if let Err(failure) = follow(log, request, &answers, stop).await {
+            if let Err(failure) = follow(log, keys, request, &answers, stop).await {
                 // To a reader that is gone nothing can be told.
                 answers.send(Err(failure.into())).await.ok();
             }

@@ -61,7 +61,7 @@ pub(super) fn head(head: &wire::Head) -> Value {
     json!({
         "hash": hex(&head.hash), "op": head.op, "author": hex(&head.author), "author_name": head.author_name,
         "seq": head.seq, "hlc": head.hlc, "time": time(head.hlc), "kind": head.kind,
-        "mode": format!("{:04o}", head.mode), "mtime_ns": head.mtime, "size": head.size,
+        "mode": format!("{:04o}", head.mode), "mtime_ns": head.mtime, "size": head.size, "content": hex(&head.content),
     })
 }
 
@@ -83,6 +83,25 @@ pub(super) fn change(change: &wire::ChangedKey) -> Value {
             "hlc": change.hlc, "time": time(change.hlc), "hash": hex(&change.hash),
         }),
     )
+}
+
+/// How a key changed; `diff` if it is text.
+pub(super) fn change_of(
+    path: &[u8],
+    before: Option<&wire::Head>,
+    after: Option<&wire::Head>,
+    diff: Option<String>,
+) -> Value {
+    with_path(path, json!({"before": before.map(head), "after": after.map(head), "diff": diff}))
+}
+
+pub(super) fn paths(paths: &[Vec<u8>]) -> Value {
+    paths.iter().map(|path| String::from_utf8_lossy(path)).collect()
+}
+
+pub(super) fn going_back(hash: &[u8], restored: &[Vec<u8>], deleted: &[Vec<u8>]) -> Value {
+    let hash = Some(hash).filter(|hash| !hash.is_empty()).map(hex);
+    json!({"hash": hash, "restored": paths(restored), "deleted": paths(deleted)})
 }
 
 pub(super) fn entry(entry: &wire::LogEntry) -> Value {

@@ -1,7 +1,11 @@
 //! `lattice log`: a store's entries.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+
 use clap::Args;
 
+use super::graph::draw;
 use super::output::{escaped, short, size};
 use super::{Context, Ended, json};
 use crate::api::wire::{LogEntry, LogRequest};
@@ -13,6 +17,8 @@ Examples:
   lattice log
   lattice log home -n 20
   lattice log --follow --json
+  lattice log home notes           what wrote to notes, or below it
+  lattice log home --graph         what each entry follows
   lattice log root                 members, invites and stores";
 
 /// Print a store's entries, oldest first
@@ -22,19 +28,39 @@ pub(super) struct Log {
     /// The store; `root` is the mesh's own
     #[arg(default_value = "home")]
     store: String,
+    /// Only what wrote to this key, or below this directory
+    #[arg(default_value = "", hide_default_value = true)]
+    path: OsString,
     /// Only the last N
-    #[arg(long, short = 'n', value_name = "N", default_value_t = 0, hide_default_value = true)]
+    #[arg(
+        long,
+        short = 'n',
+        visible_alias = "limit",
+        value_name = "N",
+        default_value_t = 0,
+        hide_default_value = true
+    )]
     last: u64,
     /// Go on with entries as they come
     #[arg(long, short)]
     follow: bool,
+    /// Draw beside them what each follows
+    #[arg(long, conflicts_with = "follow")]
+    graph: bool,
 }
 
 impl Log {
     pub(super) async fn run(self, context: &Context) -> Ended {
         let follow = self.follow;
-        let request = LogRequest { store: self.store, last: self.last, follow };
+        let request = LogRequest { store: self.store, last: self.last, follow, path: self.path.into_vec() };
         let mut entries = context.client().await?.stores().log(request).await?.into_inner();
+        if self.graph && !context.output.is_json() {
+            let mut all = Vec::new();
+            while let Some(entry) = entries.message().await? {
+                all.push(entry);
+            }
+            return drawn(&all, context);
+        }
         while let Some(entry) = entries.message().await? {
             context.output.either(&json::entry(&entry), described(&entry, context))?;
         }
@@ -43,6 +69,24 @@ impl Log {
         }
         Ok(())
     }
+}
+
+/// Prints entries beside the drawing of what each follows.
+fn drawn(entries: &[LogEntry], context: &Context) -> Ended {
+    let names: Vec<_> = entries.iter().map(|entry| (entry.hash.clone(), entry.parents.clone())).collect();
+    for (entry, drawing) in entries.iter().zip(draw(&names)) {
+        if let Some(above) = drawing.above {
+            context.output.line(above)?;
+        }
+        for (number, line) in described(entry, context).lines().enumerate() {
+            let beside = if number == 0 { &drawing.node } else { &drawing.beside };
+            context.output.line(format!("{beside}  {line}"))?;
+        }
+        if let Some(below) = drawing.below {
+            context.output.line(below)?;
+        }
+    }
+    Ok(())
 }
 
 fn described(entry: &LogEntry, context: &Context) -> String {

@@ -1,20 +1,27 @@
 //! The `lattice` command: one file a noun. Speaks to a running node through the control service alone.
 
 mod ask;
+mod blame;
 mod chat;
 mod completions;
 mod config;
 mod conflicts;
+mod diff;
 mod doctor;
+mod graph;
 mod json;
 mod kv;
 mod log;
 mod mesh;
 mod node;
 mod output;
+mod past;
 mod peers;
 mod progress;
+mod restore;
+mod show;
 mod store;
+mod undo;
 mod up;
 
 use std::path::PathBuf;
@@ -75,6 +82,11 @@ enum Command {
     Kv(kv::Kv),
     Conflicts(conflicts::Conflicts),
     Log(log::Log),
+    Show(show::Show),
+    Diff(diff::Diff),
+    Blame(blame::Blame),
+    Restore(restore::Restore),
+    Undo(undo::Undo),
     #[command(subcommand)]
     Chat(chat::Chat),
     Config(config::Config),
@@ -179,6 +191,11 @@ async fn run(command: Command, context: Context) -> Ended {
         Command::Kv(kv) => kv.run(&context).await,
         Command::Conflicts(conflicts) => conflicts.run(&context).await,
         Command::Log(log) => log.run(&context).await,
+        Command::Show(show) => show.run(&context).await,
+        Command::Diff(diff) => diff.run(&context).await,
+        Command::Blame(blame) => blame.run(&context).await,
+        Command::Restore(restore) => restore.run(&context).await,
+        Command::Undo(undo) => undo.run(&context).await,
         Command::Chat(chat) => chat.run(&context).await,
         Command::Config(config) => config.run(&context),
         Command::Doctor(doctor) => doctor.run(&context).await,

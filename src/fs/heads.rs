@@ -5,10 +5,9 @@
 use super::errno::{self, Answer};
 use super::inodes::{Attr, Place, Seen, Type, join};
 use super::tree::Tree;
-use super::write::same;
 use crate::ids::StoreId;
 use crate::stores::Merge;
-use crate::stores::kv::{Head, HeadId, Heads, Kind, Kv, Op};
+use crate::stores::kv::{Head, Heads, Kind, Kv, Op};
 
 /// Conflicts listed in one directory at most at a time.
 const PAGE: usize = 1_024;
@@ -123,17 +122,8 @@ pub(crate) fn remove(tree: &Tree, file: &Seen, store: StoreId) -> Answer<()> {
         return Ok(());
     };
     let supersedes = vec![head.id, stays.id];
-    tree.commit(&kv, vec![again(path, stays, supersedes)])?;
+    tree.commit(&kv, vec![stays.again(path, supersedes)])?;
     Ok(())
-}
-
-fn again(path: Vec<u8>, head: &Head, supersedes: Vec<HeadId>) -> Op {
-    match head.kind {
-        Kind::Deleted => Op::Delete { path, supersedes },
-        Kind::File | Kind::Directory | Kind::Symlink => {
-            Op::Put { path, supersedes, kind: head.kind, mode: head.mode, mtime: head.mtime, value: same(head.content) }
-        }
-    }
 }
 
 /// `mv` of a head onto a key of its store: the key becomes it. Onto another key: its own key loses it as well.
@@ -142,11 +132,11 @@ pub(crate) fn settle(tree: &Tree, file: &Seen, store: StoreId, target: Vec<u8>) 
     let kv = tree.kv(&store)?;
     let there = kv.heads(&target)?;
     let supersedes = there.iter().flat_map(|heads| heads.all()).map(|head| head.id).collect();
-    let mut ops = vec![again(target.clone(), &head, supersedes)];
+    let mut ops = vec![head.again(target.clone(), supersedes)];
     if target != path {
         let others: Vec<_> = heads.all().iter().filter(|other| other.id != head.id).collect();
         ops.push(match others.first() {
-            Some(stays) => again(path, stays, vec![head.id, stays.id]),
+            Some(stays) => stays.again(path, vec![head.id, stays.id]),
             None => Op::Delete { path, supersedes: vec![head.id] },
         });
     }

@@ -32,6 +32,17 @@ impl Past {
         self.0.iter().map(|(author, seq)| (author, *seq))
     }
 
+    /// The same without the entry of this author and number and what the author wrote after it.
+    #[must_use]
+    pub fn before(mut self, author: &NodeId, seq: u64) -> Self {
+        if seq == 0 {
+            self.0.remove(author);
+        } else if let Some(last) = self.0.get_mut(author) {
+            *last = (seq - 1).min(*last);
+        }
+        self
+    }
+
     fn raise(&mut self, author: NodeId, seq: u64) {
         let last = self.0.entry(author).or_insert(seq);
         *last = seq.max(*last);

@@ -25,6 +25,7 @@ mod model;
 mod moments;
 mod past;
 mod path;
+mod restore;
 mod rows;
 #[cfg(test)]
 mod tests;
@@ -36,3 +37,4 @@ pub use machine::Machine;
 pub use model::{Content, Head, HeadId, Heads, Kind, Node, Op, Value, Version};
 pub use past::{Lens, Moment};
 pub use path::{BadPath, check as check_path};
+pub use restore::{Restored, Undone};

@@ -117,6 +117,18 @@ impl Head {
         self.kind != Kind::Deleted
     }
 
+    /// The operation that makes `path` again what this write made of its key.
+    #[must_use]
+    pub fn again(&self, path: Vec<u8>, supersedes: Vec<HeadId>) -> Op {
+        let Self { kind, mode, mtime, content, .. } = *self;
+        match kind {
+            Kind::Deleted => Op::Delete { path, supersedes },
+            Kind::File | Kind::Directory | Kind::Symlink => {
+                Op::Put { path, supersedes, kind, mode, mtime, value: Value::Same(content) }
+            }
+        }
+    }
+
     /// The order of writes, the first the lowest: by stamp, author, entry, place in the entry.
     pub(super) fn order(&self, other: &Self) -> Ordering {
         let key = |head: &Self| (head.hlc, head.author, head.id);

@@ -218,6 +218,18 @@ impl Kv {
         Ok(Some(Moment { until, past: Some(Arc::new(past)) }))
     }
 
+    /// The moment before an entry was made: all that its author had seen. `None` if it is not here.
+    ///
+    /// # Errors
+    /// If the store can't be read.
+    pub fn moment_before(&self, entry: &Hash) -> Answer<Option<Moment>> {
+        let view = self.view()?;
+        let Some(entry) = self.log().get(&view, entry)? else { return Ok(None) };
+        let Some(past) = self.log().past(&view, &entry.hash())? else { return Ok(None) };
+        let header = entry.header();
+        Ok(Some(Moment { until: header.hlc, past: Some(Arc::new(past.before(&header.author, header.seq))) }))
+    }
+
     /// What a mount shows at `path` through a lens; the empty path is the root directory.
     ///
     /// # Errors

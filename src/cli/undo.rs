@@ -1,0 +1,63 @@
+//! `lattice undo`: taking back what entries did.
+
+use clap::Args;
+
+use super::output::escaped;
+use super::past::{time, told};
+use super::{Context, Ended, json};
+use crate::api::wire::UndoRequest;
+
+const EXAMPLES: &str = "\
+Examples:
+  lattice undo 3fa9                                  one entry
+  lattice undo --by laptop --since 2h-ago            all that a machine wrote since then
+  lattice undo --by laptop --since 14:00 --path 'notes/**' --dry-run
+
+Each key gets the value that it would show without those entries. A key that others have written since is left as it is, and named.
+One entry, on all machines, which can be undone itself: `lattice undo` with its hash.";
+
+/// Take back what an entry did, or what a machine wrote since some time
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Undo {
+    /// The start of the entry's hash: four digits or more
+    #[arg(required_unless_present = "by", conflicts_with_all = ["by", "since"], default_value = "", hide_default_value = true)]
+    entry: String,
+    /// The machine: its name or the start of its id
+    #[arg(long, value_name = "MACHINE", requires = "since", default_value = "", hide_default_value = true)]
+    by: String,
+    /// Since when: 2h-ago, 14:00, 2026-11-22T14:00
+    #[arg(long, value_name = "TIME", requires = "by", value_parser = time)]
+    since: Option<u64>,
+    /// Only keys that it matches: * within a name, ** across them
+    #[arg(long, value_name = "GLOB", default_value = "", hide_default_value = true)]
+    path: String,
+    /// The store
+    #[arg(long, short, default_value = "home", value_name = "NAME")]
+    store: String,
+    /// Only say what would be done
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl Undo {
+    pub(super) async fn run(self, context: &Context) -> Ended {
+        let dry = self.dry_run;
+        let request = UndoRequest {
+            store: self.store,
+            entry: self.entry,
+            author: self.by,
+            since: self.since.unwrap_or(0),
+            glob: self.path,
+            dry,
+        };
+        let reply = context.client().await?.past().undo(request).await?.into_inner();
+        let mut value = json::going_back(&reply.hash, &reply.restored, &reply.deleted);
+        value["kept"] = json::paths(&reply.kept);
+        value["entries"] = reply.entries.into();
+        for path in &reply.kept {
+            context.output.remark(format!("note: {} was written since by others, and is left as it is", escaped(path)));
+        }
+        context.output.either(&value, told(&reply.hash, dry, &reply.restored, &reply.deleted))
+    }
+}
