@@ -7,6 +7,8 @@
     reason = "a test fails by panicking, and says what it saw"
 )]
 
+#[path = "cli/conflicts.rs"]
+mod conflicts;
 mod harness;
 #[path = "cli/past.rs"]
 mod past;
@@ -57,7 +59,7 @@ fn with_mesh() -> Node<'static> {
 #[test]
 fn without_a_node_every_command_says_so_and_how_to_start_one() {
     let node = Node::here();
-    let commands: [&[&str]; 19] = [
+    let commands: [&[&str]; 22] = [
         &["status"],
         &["peers"],
         &["mesh", "init"],
@@ -70,6 +72,9 @@ fn without_a_node_every_command_says_so_and_how_to_start_one() {
         &["kv", "get", "key"],
         &["kv", "list"],
         &["conflicts"],
+        &["conflicts", "show", "key"],
+        &["conflicts", "pick", "mine"],
+        &["conflicts", "merge"],
         &["log"],
         &["show", "3fa9"],
         &["diff", "key"],

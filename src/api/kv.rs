@@ -15,14 +15,15 @@ use super::failure::{Failure, Kind};
 use super::host::Host;
 use super::stores::{Answers, WAITING, blocking, not_open, registry};
 use super::wire::{
-    self, ChangedKey, ConflictsRequest, DeleteReply, DeleteRequest, GetPart, GetRequest, Key, ListRequest, PutPart,
-    PutReply, WatchRequest, kv_server::Kv,
+    self, ChangedKey, ConflictsRequest, DeleteReply, DeleteRequest, GetPart, GetRequest, HeadName, Key, ListRequest,
+    PickReply, PickRequest, Picked, PutPart, PutReply, WatchRequest, kv_server::Kv,
 };
-use crate::clock;
+use crate::clock::{self, Hlc};
+use crate::ids::Hash;
 use crate::replication::limits;
 use crate::replication::log::{Event, Log, Origin};
 use crate::replication::machine::What;
-use crate::stores::kv::{self, Head, Heads, KvError, Node, Op, Opened, Value};
+use crate::stores::kv::{self, Head, HeadId, Heads, KvError, Node, Op, Opened, Value};
 use crate::stores::{Kv as Keys, Merge};
 
 /// Keys read from a store at once.
@@ -78,7 +79,11 @@ pub(super) fn described(log: &Log, head: &Head) -> wire::Head {
 }
 
 fn key(keys: &Keys, path: Vec<u8>, heads: &Heads) -> Key {
-    Key { path, heads: heads.all().iter().map(|head| described(keys.log(), head)).collect() }
+    Key {
+        path,
+        heads: heads.all().iter().map(|head| described(keys.log(), head)).collect(),
+        shadowed: heads.is_shadowed(),
+    }
 }
 
 pub(super) fn shown(path: &[u8]) -> String {
@@ -133,8 +138,9 @@ fn send_value(keys: &Keys, request: &GetRequest, parts: &Parts) -> Result<(), Fa
     }
     let opened = keys.read(&head)?;
     let all = heads.all().iter().filter(|other| other.id != head.id);
-    let heads = std::iter::once(&head).chain(all).map(|head| described(keys.log(), head)).collect();
-    let first = GetPart { key: Some(Key { path: request.path.clone(), heads }), data: Vec::new() };
+    let shown = std::iter::once(&head).chain(all).map(|head| described(keys.log(), head)).collect();
+    let key = Key { path: request.path.clone(), heads: shown, shadowed: heads.is_shadowed() };
+    let first = GetPart { key: Some(key), data: Vec::new() };
     if parts.blocking_send(Ok(first)).is_err() {
         return Ok(());
     }
@@ -212,18 +218,60 @@ fn fits(keys: &Keys, path: &[u8]) -> Result<(), Failure> {
     Ok(())
 }
 
-fn put(keys: &Keys, path: Vec<u8>, mode: u32, incoming: Incoming) -> Result<PutReply, Failure> {
+/// The names of heads as they came, or `None` if one is none.
+fn names(names: &[HeadName]) -> Option<Vec<HeadId>> {
+    let name = |name: &HeadName| Some(HeadId { entry: Hash::from_slice(&name.hash)?, op: name.op.try_into().ok()? });
+    names.iter().map(name).collect()
+}
+
+fn no_head(path: &[u8]) -> Failure {
+    Failure::not_found(format!("'{}' has no such version", shown(path)))
+}
+
+fn put(keys: &Keys, path: Vec<u8>, mode: u32, seen: &[HeadName], incoming: Incoming) -> Result<PutReply, Failure> {
     let size = incoming.size;
     let value = incoming.value(keys)?;
     let heads = keys.heads(&path)?;
-    let supersedes = heads.iter().flat_map(|heads| heads.all()).map(|head| head.id).collect();
+    let seen = names(seen).ok_or_else(|| no_head(&path))?;
+    let is_seen = |head: &&Head| seen.is_empty() || seen.contains(&head.id);
+    let old: Vec<Head> = heads.iter().flat_map(|heads| heads.all()).filter(is_seen).copied().collect();
+    let supersedes = old.iter().map(|head| head.id).collect();
     let present = heads.as_ref().and_then(Heads::visible).filter(|head| head.kind == kv::Kind::File);
     let mode = if mode == 0 { present.map_or(MODE, |head| head.mode) } else { mode & 0o7777 };
     let op = Op::Put { path, supersedes, kind: kv::Kind::File, mode, mtime: clock::nanos(), value };
     let receipt = keys.submit(vec![op], Origin::Local)?;
     keys.wait(receipt.staged)?;
-    let superseded = heads.iter().flat_map(|heads| heads.all()).map(|head| described(keys.log(), head)).collect();
+    let superseded = old.iter().map(|head| described(keys.log(), head)).collect();
     Ok(PutReply { hash: receipt.hash.0.to_vec(), size, superseded })
+}
+
+fn pick(keys: &Keys, picked: Vec<Picked>) -> Result<PickReply, Failure> {
+    let mut ops = Vec::with_capacity(picked.len());
+    for Picked { path, head, heads } in picked {
+        let head = head.and_then(|head| Some((Hlc(head.hlc), names(&[HeadName { hash: head.hash, op: head.op }])?)));
+        let version = head.map(|(hlc, id)| keys.version(&path, hlc, &id[0])).transpose()?.flatten();
+        let (version, supersedes) = version.zip(names(&heads)).ok_or_else(|| no_head(&path))?;
+        ops.push(version.head.again(path, supersedes));
+    }
+    let mut reply = PickReply::default();
+    let mut last = None;
+    // Halves of what does not fit an entry: each key is settled for itself.
+    let mut left = vec![ops];
+    while let Some(mut ops) = left.pop().filter(|ops| !ops.is_empty()) {
+        match keys.submit(ops.clone(), Origin::Local) {
+            Ok(receipt) => {
+                reply.hashes.push(receipt.hash.0.to_vec());
+                last = Some(receipt.staged);
+            }
+            Err(KvError::TooLarge { .. }) if ops.len() > 1 => {
+                let rest = ops.split_off(ops.len() / 2);
+                left.extend([rest, ops]);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    last.map_or(Ok(()), |staged| keys.wait(staged))?;
+    Ok(reply)
 }
 
 fn delete(keys: &Keys, path: Vec<u8>) -> Result<DeleteReply, Failure> {
@@ -321,7 +369,7 @@ impl Kv for Service {
         let Some(first) = parts.message().await? else {
             return Err(Failure::new(Kind::Usage, "the call ended before it named a key").into());
         };
-        let PutPart { store, path, mode, data } = first;
+        let PutPart { store, path, mode, data, seen } = first;
         let keys = self.keys(&store)?;
         let (checked, at) = (keys.clone(), path.clone());
         blocking(move || fits(&checked, &at)).await?;
@@ -332,7 +380,7 @@ impl Kv for Service {
             incoming = blocking(move || incoming.add(&data).map(|()| incoming)).await?;
             next = parts.message().await?.map(|part| part.data);
         }
-        Ok(Response::new(blocking(move || put(&keys, path, mode, incoming)).await?))
+        Ok(Response::new(blocking(move || put(&keys, path, mode, &seen, incoming)).await?))
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteReply>, Status> {
@@ -381,6 +429,12 @@ impl Kv for Service {
             }
         });
         Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn pick(&self, request: Request<PickRequest>) -> Result<Response<PickReply>, Status> {
+        let PickRequest { store, keys: picked } = request.into_inner();
+        let keys = self.keys(&store)?;
+        Ok(Response::new(blocking(move || pick(&keys, picked)).await?))
     }
 
     type ConflictsStream = Answers<Key>;

@@ -1,27 +1,53 @@
-//! `lattice conflicts`: keys with more than one head.
+//! `lattice conflicts`: keys with more than one head, and settling them.
 
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
+mod ancestor;
+mod merge;
+mod pick;
+mod show;
 
-use clap::Args;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use clap::{Args, Subcommand};
+use globset::{GlobBuilder, GlobMatcher};
 
 use super::kv::described;
+use super::output::escaped;
 use super::{Context, Ended, json};
-use crate::api::wire::{ConflictsRequest, StoresRequest};
+use crate::api::wire::{ConflictsRequest, Key, StoresRequest};
+use crate::api::{Client, Failure, Kind};
 
-const EXAMPLES: &str = "\
+/// List, compare and settle the keys that were changed in two places at once
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(super) struct Conflicts {
+    #[command(subcommand)]
+    action: Option<Action>,
+    #[command(flatten)]
+    list: List,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    List(List),
+    Show(show::Show),
+    Pick(pick::Pick),
+    Merge(merge::Merge),
+}
+
+const LIST: &str = "\
 Examples:
   lattice conflicts
   lattice conflicts home notes/
-  lattice conflicts --json | jq -r .path
+  lattice conflicts list --json | jq -r .path
 
 The first head of a key is the one that the mount shows. To settle a key, write it as usual, or copy the head that
-you want over it: cp MOUNT/.heads/STORE/PATH/HEAD MOUNT/stores/STORE/keys/PATH";
+you want over it: cp MOUNT/.heads/STORE/PATH/HEAD MOUNT/stores/STORE/keys/PATH; or see `lattice conflicts pick` and `merge`.";
 
 /// List the keys that were changed in two places at once, with all their heads
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
-pub(super) struct Conflicts {
+#[command(after_help = LIST)]
+struct List {
     /// Only in this store
     store: Option<String>,
     /// Only keys that begin with it
@@ -31,6 +57,18 @@ pub(super) struct Conflicts {
 
 impl Conflicts {
     pub(super) async fn run(self, context: &Context) -> Ended {
+        match self.action {
+            None => self.list.run(context).await,
+            Some(Action::List(list)) => list.run(context).await,
+            Some(Action::Show(show)) => show.run(context).await,
+            Some(Action::Pick(pick)) => pick.run(context).await,
+            Some(Action::Merge(merge)) => merge.run(context).await,
+        }
+    }
+}
+
+impl List {
+    async fn run(self, context: &Context) -> Ended {
         let client = context.client().await?;
         let prefix = self.prefix.into_vec();
         let stores = match self.store {
@@ -64,5 +102,65 @@ impl Conflicts {
             context.output.note("no conflicts");
         }
         Ok(())
+    }
+}
+
+/// A pattern of paths: a glob, a path, or a directory that they lie in.
+struct Pattern {
+    text: Vec<u8>,
+    glob: GlobMatcher,
+}
+
+impl Pattern {
+    fn new(text: &OsStr) -> Result<Self, Failure> {
+        let glob = GlobBuilder::new(&text.to_string_lossy()).literal_separator(true).build();
+        let glob = glob.map_err(|error| Failure::new(Kind::Usage, error))?.compile_matcher();
+        let text = text.as_bytes();
+        Ok(Self { text: text.strip_suffix(b"/").unwrap_or(text).to_vec(), glob })
+    }
+
+    fn matches(&self, path: &[u8]) -> bool {
+        let below = path.strip_prefix(self.text.as_slice());
+        below.is_some_and(|rest| rest.is_empty() || rest[0] == b'/') || self.glob.is_match(OsStr::from_bytes(path))
+    }
+}
+
+/// The keys of a store that need a person and match one of the patterns; without any pattern, all.
+async fn matching(client: &Client, store: &str, patterns: &[OsString]) -> Result<Vec<Key>, Failure> {
+    let patterns = patterns.iter().map(|text| Pattern::new(text)).collect::<Result<Vec<_>, _>>()?;
+    let request = ConflictsRequest { store: store.to_owned(), prefix: Vec::new() };
+    let mut keys = client.kv().conflicts(request).await?.into_inner();
+    let mut found = Vec::new();
+    while let Some(key) = keys.message().await? {
+        if patterns.is_empty() || patterns.iter().any(|pattern| pattern.matches(&key.path)) {
+            found.push(key);
+        }
+    }
+    if found.is_empty() && !patterns.is_empty() {
+        return Err(Failure::not_found("no key that matches needs a person").hint("`lattice conflicts` lists them"));
+    }
+    Ok(found)
+}
+
+/// What is left for a person, if anything, as the command's end.
+fn left(left: &[Vec<u8>]) -> Ended {
+    let [first, rest @ ..] = left else { return Ok(()) };
+    let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+    let said = format!("'{}'{more}: not settled", escaped(first));
+    Err(Failure::refused(said).hint("the notes above say why; `lattice conflicts show PATH` compares").into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_is_a_glob_a_path_or_a_directory() {
+        let is = |pattern: &str, path: &str| Pattern::new(OsStr::new(pattern)).unwrap().matches(path.as_bytes());
+        assert!(
+            is("notes", "notes") && is("notes", "notes/a/b") && is("notes/", "notes/a") && !is("notes", "notesbook")
+        );
+        assert!(is("*.txt", "a.txt") && !is("*.txt", "d/a.txt") && is("**/*.txt", "d/a.txt"));
+        assert!(is("a[1]", "a[1]") && is("a[1]", "a1"));
     }
 }

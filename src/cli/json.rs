@@ -66,7 +66,7 @@ pub(super) fn head(head: &wire::Head) -> Value {
 }
 
 pub(super) fn key(key: &wire::Key) -> Value {
-    with_path(&key.path, json!({"heads": key.heads.iter().map(head).collect::<Vec<_>>()}))
+    with_path(&key.path, json!({"heads": key.heads.iter().map(head).collect::<Vec<_>>(), "shadowed": key.shadowed}))
 }
 
 pub(super) fn key_of(store: &str, found: &wire::Key) -> Value {

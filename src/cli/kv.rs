@@ -244,7 +244,7 @@ impl Put {
         let mut client = context.client().await?.kv();
         let (parts, stream) = mpsc::channel(4);
         let (told, mut sent) = mpsc::unbounded_channel();
-        let first = PutPart { store: self.store.store, path, mode: 0, data: Vec::new() };
+        let first = PutPart { store: self.store.store, path, ..PutPart::default() };
         let read = tokio::task::spawn_blocking(move || {
             let mut part = first;
             loop {

@@ -16,7 +16,7 @@ fn names(value: &Value) -> String {
 const MESH: &str = "id members name online role";
 const STORE: &str = "bytes conflicts damaged entries id keys kind missing_blobs missing_entries name settled";
 const PEER: &str = "address forked id lag last_seen left me name online removed role rtt_us version";
-const HEAD: &str = "author author_name hash hlc kind mode mtime_ns op seq size time";
+const HEAD: &str = "author author_name content hash hlc kind mode mtime_ns op seq size time";
 const ENTRY: &str = "author author_name does hash hlc noop parents seq size time";
 const MESSAGE: &str = "author author_name edited hlc id reactions redacted reply_to room text time what";
 const CHANGE: &str = "author author_name hash hlc path time what";
@@ -42,9 +42,9 @@ fn each_answer_is_one_document_with_the_names_that_scripts_know() {
     assert_eq!(names(&json(&node, &["store", "delete", "more", "--yes"])), "deleted");
     assert_eq!(names(&json(&node, &["kv", "put", "key", "value"])), "hash path size superseded");
     let got = json(&node, &["kv", "get", "key"]);
-    assert_eq!(names(&got), "heads path value");
+    assert_eq!(names(&got), "heads path shadowed value");
     assert_eq!(names(&got["heads"][0]), HEAD);
-    assert_eq!(names(&json(&node, &["kv", "list"])), "heads path");
+    assert_eq!(names(&json(&node, &["kv", "list"])), "heads path shadowed");
     assert_eq!(names(&json(&node, &["log"])), ENTRY);
     assert_eq!(names(&json(&node, &["kv", "delete", "key"])), "hash path superseded");
     assert_eq!(names(&json(&node, &["chat", "post", "lobby", "hello"])), "hash");
@@ -69,7 +69,7 @@ fn what_is_no_text_is_given_in_another_form_under_another_name() {
     std::fs::write(&file, [0xff, 0x00]).unwrap();
     node.lattice(&["kv", "put", "bytes", "--file", file.to_str().unwrap()]);
     let got = json(&node, &["kv", "get", "bytes"]);
-    assert_eq!(names(&got), "heads path value_base64");
+    assert_eq!(names(&got), "heads path shadowed value_base64");
     assert_eq!(got["value_base64"], "/wA=");
 }
 
@@ -88,7 +88,7 @@ fn a_join_and_a_conflict_are_documents_too() {
     first.up();
     eventually("the conflict is seen", || !first.lattice(&["conflicts"]).is_empty());
     let conflict = json(&first, &["conflicts"]);
-    assert_eq!(names(&conflict), "heads path store");
+    assert_eq!(names(&conflict), "heads path shadowed store");
     assert_eq!(conflict["heads"].as_array().unwrap().len(), 2);
 }
 
