@@ -22,6 +22,8 @@ mod past;
 mod remote;
 #[path = "mount/session.rs"]
 mod session;
+#[path = "mount/stories.rs"]
+mod stories;
 #[path = "mount/tools.rs"]
 mod tools;
 #[path = "mount/world.rs"]
