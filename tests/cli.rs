@@ -7,6 +7,8 @@
     reason = "a test fails by panicking, and says what it saw"
 )]
 
+#[path = "cli/batch.rs"]
+mod batch;
 #[path = "cli/conflicts.rs"]
 mod conflicts;
 mod harness;

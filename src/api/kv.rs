@@ -1,5 +1,6 @@
 //! Stores of the kind `kv`: reading, writing, listing and watching keys.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
@@ -15,8 +16,8 @@ use super::failure::{Failure, Kind};
 use super::host::Host;
 use super::stores::{Answers, WAITING, blocking, not_open, registry};
 use super::wire::{
-    self, ChangedKey, ConflictsRequest, DeleteReply, DeleteRequest, GetPart, GetRequest, HeadName, Key, ListRequest,
-    PickReply, PickRequest, Picked, PutPart, PutReply, WatchRequest, kv_server::Kv,
+    self, BatchPart, BatchReply, ChangedKey, ConflictsRequest, DeleteReply, DeleteRequest, GetPart, GetRequest,
+    HeadName, Key, ListRequest, PickReply, PickRequest, Picked, PutPart, PutReply, WatchRequest, kv_server::Kv,
 };
 use crate::clock::{self, Hlc};
 use crate::ids::Hash;
@@ -30,6 +31,8 @@ use crate::stores::{Kv as Keys, Merge};
 const PAGE: usize = 1_000;
 /// How much of a value is sent at once, in bytes.
 const PART: usize = 256 * 1024;
+/// Changes in a batch at most: more never fit an entry.
+const MOST: usize = limits::PAYLOAD / 4;
 /// The permission bits of a key that had none.
 const MODE: u32 = 0o644;
 
@@ -245,6 +248,86 @@ fn put(keys: &Keys, path: Vec<u8>, mode: u32, seen: &[HeadName], incoming: Incom
     Ok(PutReply { hash: receipt.hash.0.to_vec(), size, superseded })
 }
 
+/// One change of a batch.
+enum Change {
+    Put { path: Vec<u8>, mode: u32, value: Vec<u8> },
+    Delete { path: Vec<u8> },
+}
+
+impl Change {
+    fn of(part: BatchPart) -> Self {
+        let BatchPart { path, delete, mode, data, .. } = part;
+        if delete { Self::Delete { path } } else { Self::Put { path, mode, value: data } }
+    }
+
+    fn path(&self) -> &[u8] {
+        match self {
+            Self::Put { path, .. } | Self::Delete { path } => path,
+        }
+    }
+}
+
+/// Refuses a batch that names a key twice, or after which files could not stand where they are to.
+fn fit(keys: &Keys, changes: &[Change]) -> Result<(), Failure> {
+    let mut puts = BTreeMap::new();
+    for change in changes {
+        kv::check_path(change.path()).map_err(KvError::from)?;
+        if puts.insert(change.path(), matches!(change, Change::Put { .. })).is_some() {
+            return Err(Failure::refused(format!("'{}' is named twice", shown(change.path()))));
+        }
+    }
+    for path in puts.iter().filter(|(_, put)| **put).map(|(path, _)| *path) {
+        for (end, _) in path.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
+            let above = &path[..end];
+            let is_key = match puts.get(above) {
+                Some(put) => *put,
+                None => matches!(keys.node(above)?, Some(Node::File(_) | Node::Symlink(_))),
+            };
+            if is_key {
+                return Err(Failure::refused(format!(
+                    "'{}' is a key, so '{}' can't stand below it",
+                    shown(above),
+                    shown(path)
+                )));
+            }
+        }
+        if let Some(Node::Directory(_)) = keys.node(path)? {
+            return Err(directory(path));
+        }
+    }
+    Ok(())
+}
+
+fn batch(keys: &Keys, changes: Vec<Change>) -> Result<BatchReply, Failure> {
+    fit(keys, &changes)?;
+    let mut reply = BatchReply::default();
+    let mut ops = Vec::with_capacity(changes.len());
+    for change in changes {
+        match change {
+            Change::Put { path, mode, value } => {
+                let heads = keys.heads(&path)?;
+                let supersedes = heads.iter().flat_map(|heads| heads.all()).map(|head| head.id).collect();
+                let present = heads.as_ref().and_then(Heads::visible).filter(|head| head.kind == kv::Kind::File);
+                let mode = if mode == 0 { present.map_or(MODE, |head| head.mode) } else { mode & 0o7777 };
+                let (kind, mtime, value) = (kv::Kind::File, clock::nanos(), keys.value(&value)?);
+                ops.push(Op::Put { path, supersedes, kind, mode, mtime, value });
+                reply.written += 1;
+            }
+            Change::Delete { path } => {
+                let supersedes = found(keys, &path)?.all().iter().map(|head| head.id).collect();
+                ops.push(Op::Delete { path, supersedes });
+                reply.deleted += 1;
+            }
+        }
+    }
+    if !ops.is_empty() {
+        let receipt = keys.submit(ops, Origin::Local)?;
+        keys.wait(receipt.staged)?;
+        reply.hash = receipt.hash.0.to_vec();
+    }
+    Ok(reply)
+}
+
 fn pick(keys: &Keys, picked: Vec<Picked>) -> Result<PickReply, Failure> {
     let mut ops = Vec::with_capacity(picked.len());
     for Picked { path, head, heads } in picked {
@@ -429,6 +512,27 @@ impl Kv for Service {
             }
         });
         Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn batch(&self, request: Request<Streaming<BatchPart>>) -> Result<Response<BatchReply>, Status> {
+        let mut parts = request.into_inner();
+        let Some(first) = parts.message().await? else {
+            return Err(Failure::new(Kind::Usage, "the call ended before it named a store").into());
+        };
+        let keys = self.keys(&first.store)?;
+        let mut changes = Vec::new();
+        let mut next = Some(first);
+        while let Some(part) = next {
+            // The first may name the store only.
+            if !part.path.is_empty() {
+                changes.push(Change::of(part));
+            }
+            if changes.len() > MOST {
+                return Err(Failure::refused(format!("a batch holds at most {MOST} changes")).into());
+            }
+            next = parts.message().await?;
+        }
+        Ok(Response::new(blocking(move || batch(&keys, changes)).await?))
     }
 
     async fn pick(&self, request: Request<PickRequest>) -> Result<Response<PickReply>, Status> {

@@ -26,6 +26,7 @@ pub(super) enum Kv {
     Delete(Delete),
     List(List),
     Watch(Watch),
+    Batch(super::batch::Batch),
 }
 
 #[derive(Debug, Args)]
@@ -149,6 +150,7 @@ impl Kv {
             Self::Delete(delete) => delete.run(context).await,
             Self::List(list) => list.run(context).await,
             Self::Watch(watch) => watch.run(context).await,
+            Self::Batch(batch) => batch.run(context).await,
         }
     }
 }

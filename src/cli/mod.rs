@@ -1,6 +1,7 @@
 //! The `lattice` command: one file a noun. Speaks to a running node through the control service alone.
 
 mod ask;
+mod batch;
 mod blame;
 mod chat;
 mod completions;
