@@ -36,8 +36,8 @@ use super::limits;
 use commit::{Committing, Open, Progress, Shared, Staged, read_runs};
 pub use failure::DatabaseError;
 use failure::{failure, guarded};
-pub use layer::Layer;
 use layer::Stack;
+pub use layer::{Late, Layer};
 use view::Snapshot;
 pub use view::{Flow, Read, Txn, View, prefix};
 
@@ -172,6 +172,12 @@ impl Database {
     #[must_use]
     pub fn crowded(&self) -> bool {
         locked(&self.shared.progress).waiting > limits::STAGED_BYTES / 2
+    }
+
+    /// The bytes staged for the commit that comes next.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        locked(&self.shared.progress).waiting
     }
 
     /// Waits while too much is staged, and says whether writes are taken: an error once a commit has failed.

@@ -12,11 +12,13 @@
 //! `"lattice/entry/1\0" ‖ hash`: the prefix keeps it apart from everything else this key signs.
 
 use std::fmt;
+use std::sync::{Arc, OnceLock};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use ed25519_dalek::{Signer, SigningKey};
 use serde::{Deserialize, Serialize};
 
+use super::database::Late;
 use super::limits;
 use crate::clock::Hlc;
 use crate::ids::{Hash, NodeId, StoreId};
@@ -183,13 +185,37 @@ impl Fork {
 }
 
 /// An entry: the bytes that were signed, kept as they are, and what they say. Cheap to clone.
-#[derive(Clone, PartialEq, Eq)]
+///
+/// One that this node makes may be signed when its bytes are first asked for, since its hash does not cover the signature:
+/// nobody gets bytes without it.
+#[derive(Clone)]
 pub struct Entry {
-    bytes: Bytes,
+    form: Form,
     header_len: usize,
-    header: std::sync::Arc<Header>,
+    header: Arc<Header>,
     hash: Hash,
 }
+
+#[derive(Clone)]
+enum Form {
+    Signed(Bytes),
+    Unsigned(Arc<Unsigned>),
+}
+
+/// An entry's bytes with zeros in place of the signature, which never leave here, and those with it once somebody asked.
+struct Unsigned {
+    bytes: Bytes,
+    key: Arc<SigningKey>,
+    signed: OnceLock<Bytes>,
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.hash == other.hash && self.bytes() == other.bytes()
+    }
+}
+
+impl Eq for Entry {}
 
 impl fmt::Debug for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -202,7 +228,16 @@ impl Entry {
     ///
     /// # Errors
     /// If the payload or the deps exceed their limits, or `prev` and `deps` are not in their one right form.
-    pub fn sign(key: &SigningKey, mut header: Header, payload: &[u8]) -> Result<Self, Malformed> {
+    pub fn sign(key: &SigningKey, header: Header, payload: &[u8]) -> Result<Self, Malformed> {
+        let entry = Self::sign_late(&Arc::new(key.clone()), header, payload)?;
+        Ok(Self { form: Form::Signed(entry.bytes().clone()), ..entry })
+    }
+
+    /// Like [`Entry::sign`], but the signature is made when the entry's bytes are first asked for, by whoever asks.
+    ///
+    /// # Errors
+    /// As [`Entry::sign`].
+    pub fn sign_late(key: &Arc<SigningKey>, mut header: Header, payload: &[u8]) -> Result<Self, Malformed> {
         within("payload", payload.len(), limits::PAYLOAD)?;
         within("deps", header.deps.len(), limits::DEPS)?;
         header.author = NodeId(key.verifying_key().to_bytes());
@@ -211,14 +246,15 @@ impl Entry {
         let encoded = header.encode();
         Header::decode(&encoded)?;
         let hash = Hash::from(blake3::hash(&encoded));
-        let signature = key.sign(&signed_message(&hash)).to_bytes();
         let mut bytes = BytesMut::with_capacity(2 + encoded.len() + SIGNATURE + payload.len());
         #[allow(clippy::cast_possible_truncation, reason = "the deps limit keeps a header below 33 KiB")]
         bytes.put_u16(encoded.len() as u16);
         bytes.put_slice(&encoded);
-        bytes.put_slice(&signature);
+        bytes.put_slice(&[0; SIGNATURE]);
         bytes.put_slice(payload);
-        Ok(Self { header_len: encoded.len(), bytes: bytes.freeze(), header: header.into(), hash })
+        let unsigned = Unsigned { bytes: bytes.freeze(), key: Arc::clone(key), signed: OnceLock::new() };
+        let form = Form::Unsigned(Arc::new(unsigned));
+        Ok(Self { header_len: encoded.len(), form, header: header.into(), hash })
     }
 
     /// Reads an entry and checks all of it but the signature.
@@ -252,7 +288,7 @@ impl Entry {
         if got != want {
             return Err(Malformed::Length { want, got });
         }
-        Ok(Self { header_len, header: header.into(), hash, bytes })
+        Ok(Self { header_len, header: header.into(), hash, form: Form::Signed(bytes) })
     }
 
     /// The entry's hash: its name.
@@ -270,33 +306,65 @@ impl Entry {
     /// The header's bytes as they were signed.
     #[must_use]
     pub fn header_bytes(&self) -> &[u8] {
-        &self.bytes[2..2 + self.header_len]
+        &self.parts()[2..2 + self.header_len]
     }
 
     /// The header's bytes and, after them, the signature: they prove themselves without the payload.
     #[must_use]
     pub fn signed_header(&self) -> Bytes {
-        self.bytes.slice(2..2 + self.header_len + SIGNATURE)
+        self.bytes().slice(2..2 + self.header_len + SIGNATURE)
     }
 
     /// The author's signature.
     #[must_use]
     pub fn signature(&self) -> [u8; SIGNATURE] {
         let mut signature = [0; SIGNATURE];
-        signature.copy_from_slice(&self.bytes[2 + self.header_len..2 + self.header_len + SIGNATURE]);
+        signature.copy_from_slice(&self.bytes()[2 + self.header_len..2 + self.header_len + SIGNATURE]);
         signature
     }
 
     /// The payload, for the store's state machine.
     #[must_use]
     pub fn payload(&self) -> &[u8] {
-        &self.bytes[2 + self.header_len + SIGNATURE..]
+        &self.parts()[2 + self.header_len + SIGNATURE..]
     }
 
-    /// The whole entry as it travels and is kept.
+    /// The payload, sharing the entry's bytes.
     #[must_use]
-    pub const fn bytes(&self) -> &Bytes {
-        &self.bytes
+    pub fn shared_payload(&self) -> Bytes {
+        self.parts().slice(2 + self.header_len + SIGNATURE..)
+    }
+
+    /// The bytes of all but the signature, which may be zeros: not to be given away.
+    fn parts(&self) -> &Bytes {
+        match &self.form {
+            Form::Signed(bytes) => bytes,
+            Form::Unsigned(unsigned) => &unsigned.bytes,
+        }
+    }
+
+    /// The whole entry as it travels and is kept. Signs it if that was not done yet.
+    #[must_use]
+    pub fn bytes(&self) -> &Bytes {
+        match &self.form {
+            Form::Signed(bytes) => bytes,
+            Form::Unsigned(unsigned) => unsigned.signed.get_or_init(|| {
+                let mut bytes = BytesMut::from(&unsigned.bytes[..]);
+                let signature = unsigned.key.sign(&signed_message(&self.hash)).to_bytes();
+                bytes[2 + self.header_len..2 + self.header_len + SIGNATURE].copy_from_slice(&signature);
+                bytes.freeze()
+            }),
+        }
+    }
+}
+
+impl Late for Entry {
+    fn bytes(&self) -> &[u8] {
+        self.bytes()
+    }
+
+    fn size(&self) -> usize {
+        self.parts().len()
     }
 }
 
@@ -339,6 +407,21 @@ mod tests {
         let entry = sample();
         assert_eq!(Entry::decode(entry.bytes().clone()).unwrap(), entry);
         assert_eq!(entry.payload(), b"payload");
+    }
+
+    #[test]
+    fn an_entry_signed_late_never_shows_bytes_without_its_signature() {
+        let late = || {
+            let header = header(1, Some(Hash([2; 32])), vec![Hash([3; 32]), Hash([4; 32])]);
+            Entry::sign_late(&Arc::new(key()), header, b"payload").unwrap()
+        };
+        assert_eq!((late().hash(), late().payload()), (sample().hash(), sample().payload()));
+        assert_eq!(late().shared_payload(), sample().payload());
+        assert_eq!(late().bytes(), sample().bytes());
+        assert_eq!(Late::bytes(&late()), &sample().bytes()[..]);
+        assert_eq!(late().signature(), sample().signature());
+        assert_eq!(late().signed_header(), sample().signed_header());
+        assert_eq!(late(), sample());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A store's log: its entries, their indexes and the state derived from them, in one database.
 //!
-//! One lock admits one writer at a time; it is held for work in memory only (the signature, the state
-//! machine), never for the disk. Tables of the log (the state machine adds its own):
+//! One lock admits one writer at a time; it is held for work in memory only (the state machine, and the
+//! signature if there is much to commit already), never for the disk. Tables of the log (the state machine adds its own):
 //!
 //! | table    | key                | value |
 //! |----------|--------------------|-------|

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use lattice::clock::monotonic;
 use lattice::replication::database::DatabaseError;
+use lattice::replication::verify::verify;
 
 use super::disk::Fault;
 use super::*;
@@ -91,6 +92,11 @@ fn check(run: &Run, disk: &Disk, what: &str) {
         .unwrap();
         all
     };
+    let outside: Vec<Entry> = sent.iter().cloned().chain(all(&log)).collect();
+    assert!(
+        verify(&outside).iter().all(|valid| *valid),
+        "{what}: an entry is in the file or left without its signature"
+    );
     for entry in sent.iter().chain(&theirs()).chain(&all(&log)) {
         let verdict = include(&other, entry);
         assert!(!matches!(verdict, Verdict::Rejected(_)), "{what}: {verdict:?}");

@@ -20,6 +20,7 @@ use lattice::replication::limits;
 use lattice::replication::log::{Durable, Log, Origin, Parts, Rejected, SubmitError, Verdict, events};
 use lattice::replication::machine::{Effects, StateMachine};
 use lattice::replication::membership::{Member, Membership, Role};
+use lattice::replication::verify::verify;
 
 use disk::Disk;
 
@@ -115,6 +116,34 @@ fn a_write_is_visible_at_once_and_leaves_the_node_only_when_it_is_durable() {
     log.wait(receipt.staged).unwrap();
     assert_eq!(left.lock().unwrap()[0].0.hash(), receipt.hash);
     assert_eq!(log.fingerprint(&log.database().durable().unwrap()).unwrap().count, 1);
+}
+
+#[test]
+fn an_entry_is_read_told_and_sent_with_its_signature_before_and_after_it_is_durable() {
+    let log = open(&Disk::default(), 1);
+    let left = sent(&log);
+    let mut told = log.subscribe();
+    let receipts: Vec<_> = (0..3u8).map(|n| log.submit(&[n], Origin::Local).unwrap()).collect();
+    let check = |found: &[Entry], whence: &str| {
+        assert_eq!(
+            found.iter().map(Entry::hash).collect::<Vec<_>>(),
+            receipts.iter().map(|one| one.hash).collect::<Vec<_>>()
+        );
+        assert_eq!(verify(found), [true; 3], "{whence}");
+    };
+    check(&entries(&log, 1), "read before it is durable");
+    check(&std::iter::from_fn(|| told.try_recv().ok()).map(|event| event.entry.clone()).collect::<Vec<_>>(), "told");
+    let unread = open(&Disk::default(), 1);
+    let left_unread = sent(&unread);
+    for n in 0..3u8 {
+        unread.submit(&[n], Origin::Local).unwrap();
+    }
+    for (log, left) in [(&log, left), (&unread, left_unread)] {
+        log.database().flush().unwrap();
+        check(&left.lock().unwrap(), "sent");
+        let durable = log.database().durable().unwrap();
+        check(&log.chain(&durable, &node(1), 0, 3).unwrap(), "read when it is durable");
+    }
 }
 
 #[test]

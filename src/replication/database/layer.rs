@@ -11,7 +11,51 @@ const MERGED: usize = 512 * 1024;
 /// What a row takes in memory besides its bytes, about.
 const ROW: usize = 64;
 
-pub(super) type Tree = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
+/// A value whose bytes are made when they are first asked for, by whoever asks: at the latest for the commit.
+pub trait Late: Send + Sync {
+    /// The bytes, always the same.
+    fn bytes(&self) -> &[u8];
+
+    /// How many there are, without making them.
+    fn size(&self) -> usize;
+}
+
+/// A row's value.
+#[derive(Clone)]
+pub(super) enum Value {
+    Bytes(Vec<u8>),
+    Late(Arc<dyn Late>),
+}
+
+impl Value {
+    pub(super) fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Late(late) => late.bytes(),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Late(late) => late.size(),
+        }
+    }
+}
+
+impl From<Vec<u8>> for Value {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Bytes(bytes)
+    }
+}
+
+impl std::fmt::Debug for Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes", self.len())
+    }
+}
+
+pub(super) type Tree = BTreeMap<Vec<u8>, Option<Value>>;
 
 /// Writes in memory: per table, key to value, `None` where the key is removed.
 #[derive(Debug, Default, Clone)]
@@ -22,7 +66,8 @@ pub struct Layer {
 }
 
 impl Layer {
-    pub(super) fn put(&mut self, table: Table, key: Vec<u8>, value: Option<Vec<u8>>) {
+    pub(super) fn put(&mut self, table: Table, key: Vec<u8>, value: Option<impl Into<Value>>) {
+        let value = value.map(Into::into);
         let rows = match self.tables.iter().position(|(known, _)| *known == table) {
             Some(place) => &mut self.tables[place].1,
             None => {
@@ -34,8 +79,8 @@ impl Layer {
         self.bytes += insert(rows, key, value);
     }
 
-    pub(super) fn get(&self, table: Table, key: &[u8]) -> Option<&Option<Vec<u8>>> {
-        self.tree(table)?.get(key)
+    pub(super) fn get(&self, table: Table, key: &[u8]) -> Option<Option<&[u8]>> {
+        self.tree(table)?.get(key).map(|value| value.as_ref().map(Value::bytes))
     }
 
     fn tree(&self, table: Table) -> Option<&Tree> {
@@ -65,12 +110,12 @@ impl Sorted for Layer {
     }
 }
 
-fn cost(key: usize, value: Option<&Vec<u8>>) -> usize {
-    key + value.map_or(0, Vec::len) + ROW
+fn cost(key: usize, value: Option<&Value>) -> usize {
+    key + value.map_or(0, Value::len) + ROW
 }
 
 /// Sets a row; gives the bytes that the rows have grown by.
-fn insert(rows: &mut Tree, key: Vec<u8>, value: Option<Vec<u8>>) -> usize {
+fn insert(rows: &mut Tree, key: Vec<u8>, value: Option<Value>) -> usize {
     let len = key.len();
     let now = cost(len, value.as_ref());
     match rows.insert(key, value) {

@@ -5,6 +5,7 @@ use std::iter::Peekable;
 use std::ops::{Bound, ControlFlow};
 
 use super::Table;
+use super::layer::Value;
 use super::run::Run;
 
 pub(super) type Range<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
@@ -22,7 +23,7 @@ pub(super) trait Sorted {
 
 /// Rows of one table of one source.
 pub(super) enum Rows<'a> {
-    Tree(btree_map::Range<'a, Vec<u8>, Option<Vec<u8>>>),
+    Tree(btree_map::Range<'a, Vec<u8>, Option<Value>>),
     Run(&'a Run, std::slice::Iter<'a, u32>),
 }
 
@@ -31,7 +32,7 @@ impl<'a> Iterator for Rows<'a> {
 
     fn next(&mut self) -> Option<Row<'a>> {
         match self {
-            Self::Tree(rows) => rows.next().map(|(key, value)| (key.as_slice(), value.as_deref())),
+            Self::Tree(rows) => rows.next().map(|(key, value)| (key.as_slice(), value.as_ref().map(Value::bytes))),
             Self::Run(run, places) => places.next().map(|place| run.row(*place)),
         }
     }
@@ -40,7 +41,7 @@ impl<'a> Iterator for Rows<'a> {
 impl DoubleEndedIterator for Rows<'_> {
     fn next_back(&mut self) -> Option<Self::Item> {
         match self {
-            Self::Tree(rows) => rows.next_back().map(|(key, value)| (key.as_slice(), value.as_deref())),
+            Self::Tree(rows) => rows.next_back().map(|(key, value)| (key.as_slice(), value.as_ref().map(Value::bytes))),
             Self::Run(run, places) => places.next_back().map(|place| run.row(*place)),
         }
     }

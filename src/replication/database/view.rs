@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use redb::{ReadableDatabase, TableDefinition};
 
 use super::failure::guarded;
-use super::layer::{Layer, Stack};
+use super::layer::{Late, Layer, Stack, Value};
 use super::rows::{Row, Rows, Sorted};
 use super::run::{Digest, Runs};
 use super::{Result, Table};
@@ -207,7 +207,7 @@ impl Read for View<'_> {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>> {
         for layer in self.staged.newest_first() {
             if let Some(value) = layer.get(table, key) {
-                return Ok(value.clone());
+                return Ok(value.map(<[u8]>::to_vec));
             }
         }
         if !self.runs.is_empty() {
@@ -250,9 +250,14 @@ impl<'a> Txn<'a> {
         self.writes.put(table, key.into(), Some(value.into()));
     }
 
+    /// Sets a row whose value is made when it is first read, or committed.
+    pub fn put_late(&mut self, table: Table, key: impl Into<Vec<u8>>, value: Arc<dyn Late>) {
+        self.writes.put(table, key.into(), Some(Value::Late(value)));
+    }
+
     /// Removes a row.
     pub fn remove(&mut self, table: Table, key: impl Into<Vec<u8>>) {
-        self.writes.put(table, key.into(), None);
+        self.writes.put(table, key.into(), None::<Vec<u8>>);
     }
 
     /// The writes, for [`super::Database::stage`].
@@ -265,7 +270,7 @@ impl<'a> Txn<'a> {
 impl Read for Txn<'_> {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>> {
         match self.writes.get(table, key) {
-            Some(value) => Ok(value.clone()),
+            Some(value) => Ok(value.map(<[u8]>::to_vec)),
             None => self.view.get(table, key),
         }
     }

@@ -130,8 +130,7 @@ pub(super) struct Parsed {
 
 /// The payload of an entry, sharing its bytes.
 pub(super) fn decode(entry: &Entry) -> Result<Payload, String> {
-    let bytes = entry.bytes().slice_ref(entry.payload());
-    let payload = Payload::decode(bytes).map_err(|error| format!("malformed: {error}"))?;
+    let payload = Payload::decode(entry.shared_payload()).map_err(|error| format!("malformed: {error}"))?;
     if payload.version != VERSION {
         let found = payload.version;
         return Err(format!("held: payload version {found} is not known to this build, which knows {VERSION}"));
