@@ -30,7 +30,7 @@ pub struct Known {
 }
 
 /// All settings.
-pub const KNOWN: [Known; 7] = [
+pub const KNOWN: [Known; 8] = [
     Known {
         name: "listen",
         variable: "LATTICE_LISTEN",
@@ -60,6 +60,11 @@ pub const KNOWN: [Known; 7] = [
         name: "dns",
         variable: "LATTICE_DNS",
         about: "Whether this node publishes its address in iroh's public DNS and looks others up there: true or false.",
+    },
+    Known {
+        name: "inotify",
+        variable: "LATTICE_INOTIFY",
+        about: "Whether programs that watch files on the mount are told of changes from other machines: true or false.",
     },
     Known { name: "log", variable: "LATTICE_LOG", about: "What the daemon logs: a level, or target=level, by commas." },
 ];
@@ -207,6 +212,8 @@ pub struct Settings {
     pub relays: Relays,
     /// Whether to publish addresses in public DNS and look others up there.
     pub dns: bool,
+    /// Whether changes from elsewhere fire inotify's events on the mounts.
+    pub inotify: bool,
     /// What to log: the text of a filter.
     pub log: String,
     shown: BTreeMap<&'static str, (String, Source)>,
@@ -242,6 +249,7 @@ impl Settings {
             mdns: parsed(&given, "mdns", yes)?,
             relays: parsed(&given, "relays", relays)?,
             dns: parsed(&given, "dns", yes)?,
+            inotify: parsed(&given, "inotify", yes)?,
             log: parsed(&given, "log", |text| Ok(text.to_owned()))?,
             shown: given,
         })
@@ -267,7 +275,7 @@ fn default(name: &str) -> String {
         "listen" => "0.0.0.0:0".into(),
         "name" => host_name(),
         "mount" => std::env::var("HOME").map_or_else(|_| "mesh".into(), |home| format!("{home}/mesh")),
-        "mdns" => "true".into(),
+        "mdns" | "inotify" => "true".into(),
         "dns" => "false".into(),
         "log" => "info".into(),
         _ => String::new(),

@@ -48,6 +48,8 @@ pub struct Daemon {
     started: Millis,
     listen: SocketAddr,
     stop: CancellationToken,
+    /// Whether watchers of the mounts are told of changes from elsewhere.
+    inotify: bool,
 }
 
 impl std::fmt::Debug for Daemon {
@@ -125,6 +127,7 @@ impl Daemon {
             mounting: tokio::sync::Mutex::default(),
             changing: tokio::sync::Mutex::default(),
             stop: CancellationToken::new(),
+            inotify: settings.inotify,
         });
         let opened = match mesh::find(&daemon.context.meshes).map_err(failure)? {
             Some(There::Whole(mesh)) => daemon.open(mesh).await,
@@ -517,8 +520,9 @@ impl Host for Daemon {
             peers: Arc::new(Members(self.mesh.clone())),
             drafts: self.drafts(free),
         };
+        let options = fs::Options { inotify: self.inotify, ..fs::Options::default() };
         let at = path.to_owned();
-        let mounted = tokio::task::spawn_blocking(move || fs::mount(&at, sources, fs::Options::default())).await;
+        let mounted = tokio::task::spawn_blocking(move || fs::mount(&at, sources, options)).await;
         let mounted = mounted.map_err(Failure::failed)?.map_err(Failure::refused)?;
         locked(&self.mounts).insert(mounted.at().to_owned(), (free, mounted));
         Ok(())

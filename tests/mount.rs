@@ -26,5 +26,7 @@ mod session;
 mod stories;
 #[path = "mount/tools.rs"]
 mod tools;
+#[path = "mount/watch.rs"]
+mod watch;
 #[path = "mount/world.rs"]
 mod world;

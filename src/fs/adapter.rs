@@ -146,8 +146,17 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match run("lookup", parent.0, || self.tree.lookup(parent.0, name.as_bytes())) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let look = || {
+            if self.replays(request) {
+                return self.tree.replayed_lookup(parent.0, name.as_bytes());
+            }
+            if parent == INodeNo::ROOT {
+                self.tree.replay.greeted(name.as_bytes(), request.pid());
+            }
+            self.tree.lookup(parent.0, name.as_bytes())
+        };
+        match run("lookup", parent.0, look) {
             Ok(Found::This(attr, ttl)) => {
                 reply.entry_with_ttls(&ttl, &ttl, &self.file_attr(&attr), Generation(0));
             }
@@ -189,6 +198,12 @@ impl Filesystem for Adapter {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        if self.replays(request) {
+            return match run("setattr", ino.0, || self.tree.attr(ino.0)) {
+                Ok(attr) => reply.attr(&NONE, &self.file_attr(&attr)),
+                Err(error) => reply.error(error),
+            };
+        }
         let tree = Arc::clone(&self.tree);
         let wanted =
             Wanted { mode: mode.map(|mode| mode & 0o7777), atime: atime.map(nanos), mtime: mtime.map(nanos), size };
@@ -239,23 +254,35 @@ impl Filesystem for Adapter {
         self.entry(reply, result);
     }
 
-    fn mkdir(&self, _: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, reply: ReplyEntry) {
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, reply: ReplyEntry) {
+        if self.replays(request) {
+            return self.replayed(parent, name, Type::Directory, reply);
+        }
         let (tree, name) = (Arc::clone(&self.tree), name.as_bytes().to_vec());
         let work = move || tree.make_directory(parent.0, &name, mode);
         self.change_entry("mkdir", parent.0, reply, work);
     }
 
-    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        if self.replays(request) {
+            return done(reply, run("unlink", parent.0, || self.tree.replayed_removing(parent.0, name.as_bytes())));
+        }
         let (tree, name) = (Arc::clone(&self.tree), name.as_bytes().to_vec());
         self.change("unlink", parent.0, false, reply, move || tree.remove(parent.0, &name));
     }
 
-    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        if self.replays(request) {
+            return done(reply, run("rmdir", parent.0, || self.tree.replayed_removing(parent.0, name.as_bytes())));
+        }
         let (tree, name) = (Arc::clone(&self.tree), name.as_bytes().to_vec());
         self.change("rmdir", parent.0, false, reply, move || tree.remove_directory(parent.0, &name));
     }
 
-    fn symlink(&self, _: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        if self.replays(request) {
+            return self.replayed(parent, name, Type::Symlink, reply);
+        }
         let (tree, name) = (Arc::clone(&self.tree), name.as_bytes().to_vec());
         let target = target.as_os_str().as_bytes().to_vec();
         self.change_entry("symlink", parent.0, reply, move || tree.make_link(parent.0, &name, &target));
@@ -279,24 +306,38 @@ impl Filesystem for Adapter {
         self.change("rename", parent.0, self.tree.renaming_takes_long(parent.0), reply, work);
     }
 
-    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match run("open", ino.0, || self.tree.open(ino.0, flags.0)) {
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let replayed = self.replays(request);
+        let open = || if replayed { Ok(self.tree.replayed_opening()) } else { self.tree.open(ino.0, flags.0) };
+        match run("open", ino.0, open) {
             Ok(open) => reply.opened(FileHandle(open.handle), Self::fopen(open.caching)),
             Err(error) => reply.error(error),
         }
     }
 
-    fn create(&self, _: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, flags: i32, reply: ReplyCreate) {
-        match run("create", parent.0, || self.tree.create(parent.0, name.as_bytes(), mode, flags)) {
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let replayed = self.replays(request);
+        let create = || {
+            if replayed {
+                let attr = self.tree.replayed_making(parent.0, name.as_bytes(), Type::File)?;
+                return Ok((attr, self.tree.replayed_opening()));
+            }
+            self.tree.create(parent.0, name.as_bytes(), mode, flags)
+        };
+        match run("create", parent.0, create) {
             Ok((attr, open)) => {
                 let flags = Self::fopen(open.caching);
-                reply.created(
-                    &self.tree.ttl(attr.ino),
-                    &self.file_attr(&attr),
-                    Generation(0),
-                    FileHandle(open.handle),
-                    flags,
-                );
+                let ttl = if replayed { NONE } else { self.tree.ttl(attr.ino) };
+                reply.created(&ttl, &self.file_attr(&attr), Generation(0), FileHandle(open.handle), flags);
             }
             Err(error) => reply.error(error),
         }
@@ -517,6 +558,20 @@ impl Filesystem for Adapter {
 }
 
 impl Adapter {
+    /// Whether it is a replay, which changes nothing.
+    fn replays(&self, request: &Request) -> bool {
+        self.tree.replay.is_by(request.pid())
+    }
+
+    /// Answers the replay of a name's making.
+    fn replayed(&self, parent: INodeNo, name: &OsStr, kind: Type, reply: ReplyEntry) {
+        // What the kernel then has may be old already, and it has no way to notice: it asks again.
+        match run("replay", parent.0, || self.tree.replayed_making(parent.0, name.as_bytes(), kind)) {
+            Ok(attr) => reply.entry(&NONE, &self.file_attr(&attr), Generation(0)),
+            Err(error) => reply.error(error),
+        }
+    }
+
     /// Makes a change, and answers: here, unless it takes long or the disk does not keep up.
     fn change(
         &self,

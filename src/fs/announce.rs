@@ -3,6 +3,7 @@
 //! Telling the kernel from a thread that answers it, or under a lock that such a thread takes, deadlocks. So one thread
 //! does nothing else; it is fed by a queue and holds no lock while it tells.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -15,13 +16,15 @@ use fuser::{INodeNo, Notifier};
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 
-use super::inodes::join;
+use super::inodes::{Place, Type, join};
 use super::keys::kind;
+use super::replay::{Act, Ghost};
 use super::tree::Tree;
 use crate::ids::StoreId;
 use crate::replication::log::{Event, Origin};
 use crate::replication::machine::{Change, What};
 use crate::stores::Registry;
+use crate::stores::kv::Node;
 
 /// How often the set of stores is looked at, and what had to be put off is tried again.
 const TICK: Duration = Duration::from_millis(200);
@@ -93,6 +96,11 @@ fn listen(mut events: broadcast::Receiver<Arc<Event>>, ours: Origin, notices: &S
     }
 }
 
+fn sorted<'a, K: Ord>(mut changes: Vec<&'a Change>, by: impl Fn(&&'a Change) -> K) -> Vec<&'a Change> {
+    changes.sort_by_key(|change| by(change));
+    changes
+}
+
 struct Herald<'a> {
     tree: &'a Tree,
     notifier: &'a Notifier,
@@ -136,7 +144,12 @@ impl Herald<'_> {
             Notice::Content(ino) => self.content(ino),
             Notice::Name(parent, name) => self.name(parent, &name),
             Notice::Event(event) => self.event(&event),
-            Notice::Lagged => self.everything(),
+            Notice::Lagged => {
+                self.everything();
+                for directory in self.tree.table().given_directories() {
+                    self.tree.replay.add_directory(directory);
+                }
+            }
             Notice::Stop => {}
         }
     }
@@ -146,11 +159,30 @@ impl Herald<'_> {
             return;
         }
         if self.tree.kv(&event.store).is_ok() {
-            for change in &event.effects.changes {
+            let (gone, other): (Vec<_>, Vec<_>) =
+                event.effects.changes.iter().partition(|change| change.what == What::Deleted);
+            // As programs do it: what is in a directory goes before it, and comes after it.
+            let depth = |change: &&Change| change.key.iter().filter(|byte| **byte == b'/').count();
+            for change in sorted(gone, |change| Reverse(depth(change))).into_iter().chain(sorted(other, depth)) {
                 self.change(event.store, change);
             }
         } else {
             self.stores();
+            self.rooms(event);
+        }
+    }
+
+    /// Rooms that changed. The kernel keeps nothing of them; their watchers are told.
+    fn rooms(&self, event: &Event) {
+        let chat = self.tree.registry().and_then(|registry| registry.chat());
+        let directory = self.tree.table().child(super::inodes::ROOT, b"chat");
+        let (Some(chat), Some(directory)) = (chat, directory) else { return };
+        if chat.log().store() != event.store || !self.tree.table().is_given(directory) {
+            return;
+        }
+        for change in &event.effects.changes {
+            let act = if change.what == What::Created { Act::Appear } else { Act::Change };
+            self.tree.replay.add(directory, &change.key, act);
         }
     }
 
@@ -164,6 +196,9 @@ impl Herald<'_> {
             let Some(ino) = known else {
                 // It may be known as missing.
                 self.name(at, name);
+                if path == change.key {
+                    self.unknown(store, &path, at, name, change.what);
+                }
                 return;
             };
             if path == change.key {
@@ -173,13 +208,47 @@ impl Herald<'_> {
         }
     }
 
+    /// A key changed of which the kernel has only the directory.
+    fn unknown(&self, store: StoreId, path: &[u8], parent: u64, name: &[u8], what: What) {
+        let mut table = self.tree.table();
+        // Nobody watches a directory that the kernel does not have, unless it is about to get it.
+        if !self.tree.replay.is_on() || !table.is_held(parent) {
+            return;
+        }
+        let act = match what {
+            What::Created => Act::Appear,
+            What::Modified => Act::Change,
+            What::Attributes => Act::Attributes,
+            What::Deleted => Act::Vanish(Ghost { ino: None, kind: Type::File }),
+            What::Heads => return,
+        };
+        if act == Act::Appear {
+            drop(table);
+            let Ok(Some(Node::Directory(_))) = self.tree.kv(&store).and_then(|kv| Ok(kv.node(path)?)) else {
+                return self.tree.replay.add(parent, name, act);
+            };
+            // What comes in it is to be replayed as well.
+            table = self.tree.table();
+            let ino = table.enter(parent, name, Place::Key(store), Type::Directory);
+            table.pin(ino);
+            self.tree.replay.pinned(ino);
+        }
+        drop(table);
+        self.tree.replay.add(parent, name, act);
+    }
+
     fn known(&mut self, store: StoreId, path: &[u8], parent: u64, name: &[u8], ino: u64, what: What) {
         let Ok(node) = self.tree.kv(&store).and_then(|kv| Ok(kv.node(path)?)) else { return };
         let seen = self.tree.table().see(ino);
         let Ok(seen) = seen else { return };
         let same = node.as_ref().is_some_and(|node| kind(node) == seen.kind);
+        let ghost = Ghost { ino: Some(ino), kind: seen.kind };
+        let mut act = None;
         if Tree::shown_draft(seen.draft.as_ref()).is_none() {
             if !same {
+                // Before it can't be found any more.
+                let act = if node.is_some() { Act::Replace(ghost) } else { Act::Vanish(ghost) };
+                self.tree.replay.add(parent, name, act);
                 let last = self.tree.attr(ino).ok();
                 self.tree.table().detach(ino, last);
                 self.name(parent, name);
@@ -188,11 +257,23 @@ impl Herald<'_> {
             if what != What::Heads {
                 self.tree.table().bump(ino, None);
             }
+            act = match what {
+                // A link can't be written: programs make another.
+                What::Modified if seen.kind == Type::Symlink => Some(Act::Replace(ghost)),
+                What::Modified => Some(Act::Change),
+                What::Attributes => Some(Act::Attributes),
+                What::Created => Some(Act::Appear),
+                What::Deleted | What::Heads => None,
+            };
         }
         if matches!(what, What::Created | What::Deleted) {
             self.name(parent, name);
         }
         self.content(ino);
+        // Who is told looks at once, and must not find what the kernel had before.
+        if let Some(act) = act {
+            self.tree.replay.add(parent, name, act);
+        }
     }
 
     fn keys_of(&self, store: StoreId) -> Option<u64> {

@@ -89,7 +89,7 @@ impl Tree {
                 Ok(())
             }
             Handle::Room(room) => super::chat::write(self, room, data),
-            Handle::Directory(_) | Handle::Text(_) | Handle::Version(_) => Err(errno::GENERATED),
+            Handle::Directory(_) | Handle::Text(_) | Handle::Version(_) | Handle::Replay => Err(errno::GENERATED),
         }
     }
 
@@ -111,7 +111,7 @@ impl Tree {
                 if same_process(by, writer) { self.flush(file) } else { Ok(()) }
             }
             Handle::Room(room) => super::chat::flush(self, room),
-            Handle::Directory(_) | Handle::Text(_) | Handle::Version(_) => Ok(()),
+            Handle::Directory(_) | Handle::Text(_) | Handle::Version(_) | Handle::Replay => Ok(()),
         }
     }
 
@@ -120,7 +120,7 @@ impl Tree {
         match self.let_go(handle).as_deref() {
             Some(Handle::File(file)) => self.release(file),
             Some(Handle::Room(room)) => super::chat::flush(self, room),
-            Some(Handle::Directory(_) | Handle::Text(_) | Handle::Version(_)) | None => Ok(()),
+            Some(Handle::Directory(_) | Handle::Text(_) | Handle::Version(_) | Handle::Replay) | None => Ok(()),
         }
     }
 
@@ -128,7 +128,7 @@ impl Tree {
         match &*self.handle(handle)? {
             Handle::File(file) => self.sync(file),
             Handle::Room(room) => super::chat::sync(self, room),
-            Handle::Directory(_) | Handle::Text(_) | Handle::Version(_) => Ok(()),
+            Handle::Directory(_) | Handle::Text(_) | Handle::Version(_) | Handle::Replay => Ok(()),
         }
     }
 

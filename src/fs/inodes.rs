@@ -281,6 +281,35 @@ impl Inodes {
         names.join(&b'/')
     }
 
+    /// The names from the root to an inode, or to where it was, joined by `/`.
+    pub(crate) fn trail(&self, ino: u64) -> Vec<u8> {
+        let mut names: Vec<&[u8]> = Vec::new();
+        let mut at = ino;
+        while let Some(inode) = self.nodes.get(&at).filter(|_| at != ROOT) {
+            names.push(&inode.name);
+            at = inode.parent;
+        }
+        names.reverse();
+        names.join(&b'/')
+    }
+
+    /// Whether the kernel has it. Only then can someone watch it.
+    pub(crate) fn is_given(&self, ino: u64) -> bool {
+        ino == ROOT || self.nodes.get(&ino).is_some_and(|inode| inode.lookups > 0)
+    }
+
+    /// Whether the kernel has it, or is to get it.
+    pub(crate) fn is_held(&self, ino: u64) -> bool {
+        self.is_given(ino) || self.nodes.get(&ino).is_some_and(|inode| inode.pins > 0)
+    }
+
+    /// The directories of keys that the kernel has.
+    pub(crate) fn given_directories(&self) -> Vec<u64> {
+        let keys = |inode: &Inode| matches!(inode.place, Place::Keys(_) | Place::Key(_)) && inode.lookups > 0;
+        let nodes = self.nodes.iter().filter(|(_, inode)| inode.kind == Type::Directory && keys(inode));
+        nodes.map(|(ino, _)| *ino).collect()
+    }
+
     pub(crate) fn child(&self, parent: u64, name: &[u8]) -> Option<u64> {
         self.names.get(&(parent, Box::from(name))).copied()
     }

@@ -274,6 +274,7 @@ impl Tree {
             Handle::Version(version) => version.read(self, offset, size, patience),
             Handle::Room(room) => super::chat::read(self, room, offset, size),
             Handle::Directory(_) => Err(errno::IS_DIRECTORY),
+            Handle::Replay => Err(errno::INVALID),
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! `adapter` turns the kernel's calls into those of `tree`; one file for each kind of node says what it shows and what
 //! writing to it does; `draft` holds what is written and not yet a version; `announce` tells the kernel what changed
-//! elsewhere; `session` mounts and unmounts. Knows nothing of entries, signatures and the network.
+//! elsewhere, and `replay` its watchers; `session` mounts and unmounts. Knows nothing of entries, signatures and the network.
 
 mod adapter;
 mod allocate;
@@ -27,11 +27,14 @@ mod pool;
 mod readme;
 mod recover;
 mod rename;
+mod replay;
+mod replayer;
 mod rooms;
 mod session;
 mod shelf;
 mod tree;
 mod waiting;
+mod watches;
 mod write;
 
 use std::path::PathBuf;

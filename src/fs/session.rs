@@ -11,7 +11,7 @@ use fuser::{Config, Session, SessionACL};
 use super::adapter::Adapter;
 use super::announce::{self, Notice};
 use super::tree::Tree;
-use super::{Sources, keeper, mounts, waiting};
+use super::{Sources, keeper, mounts, replayer, waiting};
 use crate::clock;
 
 /// How long unmounting waits for calls that are being answered before it ends them.
@@ -77,13 +77,15 @@ pub struct Options {
     pub everyone: bool,
     /// Threads that answer the kernel.
     pub threads: usize,
+    /// Whether inotify's watchers are told of changes from elsewhere.
+    pub inotify: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
         // More threads than cores only add wake-ups, which are what a call on the mount costs.
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        Self { everyone: false, threads: cores.clamp(2, 4) }
+        Self { everyone: false, threads: cores.clamp(2, 4), inotify: true }
     }
 }
 
@@ -98,6 +100,8 @@ pub struct Mounted {
     herald: Option<JoinHandle<()>>,
     waiter: Option<JoinHandle<()>>,
     keeper: Option<JoinHandle<()>>,
+    /// The thread that replays, and what tells that it ended.
+    replayer: Option<Receiver<()>>,
 }
 
 /// Mounts the mesh on the empty directory `at`. What a dead daemon left mounted there is cleared first.
@@ -139,6 +143,17 @@ fn serve(
     let background = session.spawn().map_err(io)?;
     let notifier = background.notifier();
     let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
+    let replayer = options.inotify.then(|| {
+        let (at, tree, notifier) = (at.to_owned(), Arc::clone(&tree), notifier.clone());
+        let (end, ended) = channel();
+        let replay = move || {
+            replayer::run(&tree, &at, minor, &notifier);
+            // Nobody waits any more if it took too long.
+            end.send(()).ok();
+        };
+        named("fs-replay").spawn(replay).map(|_thread| ended)
+    });
+    let replayer = replayer.transpose().map_err(io)?;
     let (end, ended) = channel();
     let _session = named("fs-session").spawn(move || {
         if let Err(error) = background.join() {
@@ -161,7 +176,7 @@ fn serve(
     };
     tracing::info!(target: "fs", at = %at.display(), "mounted");
     let (herald, waiter, keeper) = (Some(herald), Some(waiter), Some(keeper));
-    Ok(Mounted { at: at.to_owned(), minor, tree, notices, ended, herald, waiter, keeper })
+    Ok(Mounted { at: at.to_owned(), minor, tree, notices, ended, herald, waiter, keeper, replayer })
 }
 
 /// The mount point, fit to be mounted on.
@@ -269,8 +284,14 @@ impl Mounted {
 
     fn end(&mut self) -> Result<(), MountError> {
         let Some(waiter) = self.waiter.take() else { return Ok(()) };
+        self.tree.replay.stop();
         let detached = mounts::detach(&self.at, self.minor).map_err(|error| MountError::io(&self.at, error));
         self.end_session();
+        // It was in one call at most, which has ended, or been ended, by now.
+        let replayer = self.replayer.take();
+        if replayer.is_some_and(|over| over.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout)) {
+            tracing::warn!(target: "fs", "what tells watchers of changes did not end");
+        }
         self.tree.keeper.stop();
         if self.keeper.take().is_some_and(|keeper| keeper.join().is_err()) {
             tracing::error!(target: "fs", "keeping what was being written failed");

@@ -49,6 +49,8 @@ pub(crate) enum Handle {
     /// A version of a key.
     Version(past::VersionHandle),
     Room(chat::RoomHandle),
+    /// What is replayed for watchers.
+    Replay,
 }
 
 /// The mount's tree. See the module.
@@ -68,6 +70,7 @@ pub(crate) struct Tree {
     pub(crate) busy: super::handles::Busy,
     pub(crate) calls: super::pool::Calls,
     pub(crate) rooms: super::rooms::Rooms,
+    pub(crate) replay: super::replay::Replay,
     pub(crate) moments: past::Moments,
     notices: Sender<Notice>,
     /// Which of the process's mounts it is.
@@ -103,6 +106,7 @@ impl Tree {
             busy: super::handles::Busy::default(),
             calls: super::pool::Calls::default(),
             rooms: super::rooms::Rooms::default(),
+            replay: super::replay::Replay::default(),
             moments: past::Moments::default(),
             notices,
             number: MOUNTS.fetch_add(1, Ordering::Relaxed),
@@ -197,7 +201,7 @@ impl Tree {
     }
 
     /// A name outside the stores' keys.
-    fn fixed(&self, directory: &Seen, name: &[u8]) -> Answer<Option<(Place, Type, Duration)>> {
+    pub(crate) fn fixed(&self, directory: &Seen, name: &[u8]) -> Answer<Option<(Place, Type, Duration)>> {
         let fixed = |place, kind| Some((place, kind, LONG));
         let store = |name: &[u8]| self.stores().into_iter().find(|(known, _)| known.as_bytes() == name);
         Ok(match directory.place {
