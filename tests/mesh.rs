@@ -11,6 +11,7 @@ mod harness;
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use harness::{Net, Node, PATIENCE, difference, eventually, mesh, reached, run};
 
@@ -29,7 +30,13 @@ fn same_everywhere(nodes: &[Node<'_>]) {
 }
 
 fn conflicts(node: &Node<'_>) -> Vec<String> {
-    let found = run("find", &[node.mount().join(".heads").to_str().unwrap(), "-type", "f"]);
+    let mut found = String::new();
+    // A conflict that is settled while find looks at it is gone before find is done with it.
+    eventually("find sees all of /.heads", || {
+        let output = Command::new("find").arg(node.mount().join(".heads")).args(["-type", "f"]).output().unwrap();
+        found = String::from_utf8(output.stdout).unwrap();
+        output.status.success()
+    });
     let mut found: Vec<_> =
         found.lines().map(|line| line.split("/.heads/").nth(1).unwrap_or_default().to_owned()).collect();
     found.sort();
