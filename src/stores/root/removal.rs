@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::state::Place;
 use crate::clock::Hlc;
-use crate::ids::{Hash, NodeId};
+use crate::ids::{Hash, NodeId, StoreId};
 use crate::replication::entry::{Fork, Header};
 pub(super) use crate::replication::membership::Cut;
 use crate::replication::membership::Role;
@@ -53,7 +53,8 @@ pub(super) fn union(mut one: Cut, other: Cut) -> Cut {
 pub(super) fn proven(fork: &Fork) -> Option<NodeId> {
     let read = |part: &Bytes| Header::decode_signed(part).ok();
     let (one, other) = (read(&fork.one)?, read(&fork.other)?);
-    let same = one.author == other.author && one.store == other.store;
+    // Each mesh that a key founds begins at the same place: that is no fork.
+    let same = one.author == other.author && one.store == other.store && one.store != StoreId::UNBORN;
     let place = one.seq == other.seq || (one.prev.is_some() && one.prev == other.prev);
     (same && place && one != other && fork.is_signed()).then_some(one.author)
 }

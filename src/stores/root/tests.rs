@@ -304,3 +304,11 @@ fn the_rows_of_the_state_are_frozen() {
     let frozen = include_str!("../../../tests/frozen/root-state-v1.blake3").trim();
     assert_eq!(digest.to_string(), frozen, "the state's form changed: stores must be rebuilt");
 }
+
+#[test]
+fn two_meshes_that_one_key_founded_are_no_proof_of_a_fork() {
+    let clock = clock();
+    let founded = [1, 2].map(|salt| super::handle::salted(&key(0), &*clock, "mesh", "anna", [salt; 32]).unwrap().1);
+    let fork = Fork::of(&founded[0], &founded[1]);
+    assert_eq!(super::removal::proven(&fork), None);
+}
