@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
+use super::failure::Failure;
 use super::host::{Host, Rekeyed};
 use super::wire::{
     MountReply, MountRequest, RekeyReply, RekeyRequest, ShutdownReply, ShutdownRequest, StatusReply, StatusRequest,
@@ -51,7 +52,10 @@ impl Node for Service {
     }
 
     async fn rekey(&self, request: Request<RekeyRequest>) -> Result<Response<RekeyReply>, Status> {
-        let Rekeyed { node, rejoin, kept } = self.host.rekey(request.into_inner().rejoin).await?;
+        let (host, rejoin) = (Arc::clone(&self.host), request.into_inner().rejoin);
+        // A caller that goes away does not leave it half done.
+        let rekeying = tokio::spawn(async move { host.rekey(rejoin).await });
+        let Rekeyed { node, rejoin, kept } = rekeying.await.map_err(Failure::failed)??;
         self.host.shutdown();
         let (node, kept) = (node.0.to_vec(), kept.display().to_string());
         Ok(Response::new(RekeyReply { node, rejoin, kept, pid: std::process::id() }))

@@ -300,7 +300,10 @@ impl Stores for Service {
         }
         let found = registry.stores().into_iter().find(|store| store.name == name);
         let id = found.ok_or_else(|| not_open(&registry, &name, "any"))?.id;
-        let repaired = self.host.repair_store(id).await?.ok_or_else(|| not_open(&registry, &name, "any"))?;
+        let host = Arc::clone(&self.host);
+        // A caller that goes away does not leave it half done.
+        let repairing = tokio::spawn(async move { host.repair_store(id).await });
+        let repaired = repairing.await.map_err(Failure::failed)??.ok_or_else(|| not_open(&registry, &name, "any"))?;
         Ok(Response::new(RepairReply { kept: repaired.kept, aside: repaired.aside.display().to_string() }))
     }
 

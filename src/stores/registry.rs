@@ -266,7 +266,6 @@ impl Registry {
     pub fn repair(&self, withdrawn: Withdrawn) -> Result<Repaired, RegistryError> {
         let mut opening = self.lock();
         let Withdrawn { declared, log: old } = withdrawn;
-        opening.withdrawn.remove(&declared.id);
         let path = file(&self.dir, &declared.id);
         let mut names = (1..).map(|number: u32| path.with_extension(format!("damaged-{number}")));
         let aside = names.find(|name| !name.exists()).unwrap_or_else(|| path.with_extension("damaged"));
@@ -274,7 +273,9 @@ impl Registry {
         let handle = self.open_store(&declared, opening.outbox.as_ref());
         let mut kept = 0;
         if let Ok(new) = &handle {
+            // On the disk before anything else: a file that does not say so would be signed in from its beginning, a fork.
             new.log().regain()?;
+            new.log().database().flush()?;
             if let Some(old) = old {
                 old.salvage(&mut |entries| {
                     let verdicts = new.log().include(&entries, Origin::Pulled)?;
@@ -283,6 +284,8 @@ impl Registry {
                 })?;
             }
         }
+        // Only now: what failed half-way stays out of use until the node starts anew.
+        opening.withdrawn.remove(&declared.id);
         let mut after = BTreeMap::clone(&self.open.load());
         if let Some(open) = after.get_mut(&declared.id) {
             *open = Open { declared, handle };
