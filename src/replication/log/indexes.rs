@@ -101,6 +101,9 @@ impl Log {
     /// # Errors
     /// If the file can't be read.
     pub fn begin_with(&self, view: &View<'_>, digits: &str, limit: usize) -> Result<Vec<Entry>> {
+        if !digits.is_ascii() {
+            return Ok(Vec::new());
+        }
         let whole = digits.get(..digits.len().min(32) & !1).unwrap_or_default();
         let Ok(start) = data_encoding::HEXLOWER_PERMISSIVE.decode(whole.as_bytes()) else { return Ok(Vec::new()) };
         let digits = digits.to_ascii_lowercase();
