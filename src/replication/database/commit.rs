@@ -19,7 +19,7 @@ use crate::replication::limits;
 const RUNS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("runs");
 
 /// Bytes in runs above which they are merged into the tables.
-const RUNS_BYTES: usize = 16 * 1024 * 1024;
+const RUNS_BYTES: usize = 24 * 1024 * 1024;
 /// How long a commit spends on merging, if nothing waits for the next one.
 const SLICE: Duration = Duration::from_millis(20);
 /// The part of that which it spends if something does.
