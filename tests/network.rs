@@ -2,7 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests wait on the real clock")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, and says what it measured")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -497,6 +497,31 @@ fn who_is_a_member_no_more_loses_every_open_connection_and_gets_no_new_one() {
         let again = dial(&raw, a.at(), GUARDED[0]).await.unwrap();
         assert_eq!(obtained(&again).await.1, Some(u64::from(close::NOT_A_MEMBER)));
         blobs.shutdown().await.unwrap();
+    });
+}
+
+#[test]
+fn who_is_refused_knows_by_whom_until_it_is_taken_again() {
+    runtime().block_on(async {
+        let said = |node: &Arc<Node>| node.refusing();
+        let (mut a, mut b) = (Station::new(1, &[1, 2]).await, Station::new(2, &[1, 2]).await);
+        b.want(&[a.at()]).await;
+        b.connected(id(1)).await;
+        a.connected(id(2)).await;
+        assert!(said(&b.node).borrow().is_empty());
+        a.membership.store(Arc::new(members(&[1])));
+        a.node.membership_changed();
+        timeout(PATIENCE, said(&b.node).wait_for(|by| by.contains(&id(1)))).await.unwrap().unwrap();
+        a.membership.store(Arc::new(members(&[1, 2])));
+        timeout(PATIENCE, said(&b.node).wait_for(BTreeSet::is_empty)).await.unwrap().unwrap();
+        b.lost(id(1)).await;
+        b.connected(id(1)).await;
+
+        // Nor does it need a link first.
+        let stranger = Station::new(3, &[1, 3]).await;
+        stranger.want(&[a.at()]).await;
+        timeout(PATIENCE, said(&stranger.node).wait_for(|by| by.contains(&id(1)))).await.unwrap().unwrap();
+        assert!(said(&a.node).borrow().is_empty());
     });
 }
 

@@ -310,6 +310,12 @@ fn a_node_goes_on_under_a_new_key_that_the_old_one_vouches_for_and_joins_again_i
     first.up();
     eventually("they are linked", || json(&second, &["mesh", "status"])["online"] == 1);
     assert!(refused(&second, &["node", "rekey"], REFUSED).all().contains("--yes"));
+    // The first hears of the new key, and then the disk does not take it: so would a crash leave things.
+    let obstacle = second.data().join("identity.key.old-1");
+    std::os::unix::fs::symlink("nowhere", &obstacle).unwrap();
+    assert!(refused(&second, &["node", "rekey", "--yes"], FAILED).error.contains("identity.key.old-1"));
+    eventually("the old key's links are closed", || json(&second, &["mesh", "status"])["online"] == 0);
+    fs::remove_file(obstacle).unwrap();
     let said = json(&second, &["node", "rekey", "--yes"]);
     assert_eq!(said["rejoin"], false);
     second.up();
@@ -324,7 +330,9 @@ fn a_node_goes_on_under_a_new_key_that_the_old_one_vouches_for_and_joins_again_i
 
     first.lattice(&["mesh", "revoke", &new, "--yes"]);
     eventually("the link is closed", || json(&second, &["mesh", "status"])["online"] == 0);
-    // It has not heard of its removal, since nobody speaks to it any more.
+    // It has not heard of its removal, since nobody speaks to it any more; but that it hears.
+    let warned = || json(&second, &["status"])["warnings"].to_string();
+    eventually("it says who refuses it", || warned().contains("this node is no member"));
     let said = refused(&second, &["node", "rekey", "--yes"], UNAVAILABLE);
     assert!(said.hint.contains("--rejoin"), "{}", said.all());
     let token = first.lattice(&["mesh", "invite"]);

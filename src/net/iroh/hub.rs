@@ -17,7 +17,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::session::{self, Ended, Greeting, Outgoing, Session};
-use super::{Shared, close, topics::Topics};
+use super::{Shared, close, topics::Topics, was_closed_with};
 use crate::clock::monotonic;
 use crate::ids::NodeId;
 use crate::net::link::{Command, Event};
@@ -288,9 +288,12 @@ impl Hub {
         peer.dial = Dial::Idle;
         match result {
             Ok(connection) => {
-                let (mine, inbox) = (self.shared.greeting(), self.self_send.clone());
+                let (shared, inbox) = (self.shared.clone(), self.self_send.clone());
                 let task = tokio::spawn(async move {
-                    let result = Session::dialled(connection, &mine).await.map(Box::new);
+                    let result = Session::dialled(connection.clone(), &shared.greeting()).await.map(Box::new);
+                    if was_closed_with(&connection, close::NOT_A_MEMBER) {
+                        shared.refused_by(id);
+                    }
                     tell(&inbox, Internal::Greeted { peer: id, attempt, result });
                 });
                 peer.dial = Dial::Greeting { attempt, task: task.abort_handle(), held: None };
@@ -337,6 +340,7 @@ impl Hub {
         let mut fresh: Vec<_> = session::direct_address(&connection).into_iter().collect();
         fresh.extend(session.greeting.addresses.iter().take(8));
         self.shared.book.learn(id, &fresh);
+        self.shared.taken_by(&id);
         let peer = self.peers.entry(id).or_insert_with(Peer::new);
         peer.failures = 0;
         if let Some(old) = peer.link.take() {
@@ -344,8 +348,11 @@ impl Hub {
             old.connection.close(close::SUPERSEDED.into(), b"a newer connection took its place");
         }
         let (inbox, shared, stable) = (self.self_send.clone(), self.shared.clone(), connection.stable_id());
-        let on_end = move |end| {
+        let on_end = move |end: Ended| {
             // Here and now: whoever hears that the link is lost may ask for it at once.
+            if end.refused {
+                shared.refused_by(id);
+            }
             shared.links.send_modify(|links| {
                 if links.get(&id).is_some_and(|current| current.stable_id() == stable) {
                     links.remove(&id);

@@ -11,7 +11,7 @@ mod hub;
 mod session;
 mod topics;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -148,6 +148,8 @@ struct Shared {
     book: Book,
     /// The links that are up.
     links: watch::Sender<BTreeMap<NodeId, Connection>>,
+    /// The peers that last took this node for no member.
+    refusing: watch::Sender<BTreeSet<NodeId>>,
     /// Where this node can be reached, as far as it knows.
     mine: Mutex<Vec<SocketAddr>>,
     /// The hub that runs now.
@@ -170,6 +172,14 @@ impl Shared {
 
     fn tell(&self, what: Internal) {
         self.hub.tell(what);
+    }
+
+    fn refused_by(&self, peer: NodeId) {
+        self.refusing.send_if_modified(|refusing| refusing.insert(peer));
+    }
+
+    fn taken_by(&self, peer: &NodeId) {
+        self.refusing.send_if_modified(|refusing| refusing.remove(peer));
     }
 }
 
@@ -216,6 +226,7 @@ impl Node {
             gate,
             book: Book::new(relays.clone()),
             links: watch::channel(BTreeMap::new()).0,
+            refusing: watch::channel(BTreeSet::new()).0,
             mine: Mutex::default(),
             hub,
             can_look_up: options.dns,
@@ -311,6 +322,12 @@ impl Node {
     #[must_use]
     pub fn reached(&self, peer: &NodeId) -> Option<Reached> {
         self.shared.links.borrow().get(peer).map(reached)
+    }
+
+    /// The peers that take this node for no member, by what they last said; as it changes.
+    #[must_use]
+    pub fn refusing(&self) -> watch::Receiver<BTreeSet<NodeId>> {
+        self.shared.refusing.subscribe()
     }
 
     /// Where members were last known to be, the likeliest address first: to be kept by the caller, and given back in

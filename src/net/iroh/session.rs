@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use super::close;
+use super::{close, was_closed_with};
 use crate::clock::monotonic;
 use crate::ids::NodeId;
 use crate::net::link::Event;
@@ -126,6 +126,15 @@ pub(super) struct Ended {
     pub(super) reason: String,
     /// Whether the peer stopped answering, rather than closed.
     pub(super) dead: bool,
+    /// Whether the peer ended it because it takes this node for no member.
+    pub(super) refused: bool,
+}
+
+impl Ended {
+    fn of(connection: &Connection, reason: String, dead: bool) -> Self {
+        let reason = connection.close_reason().map_or(reason, |error| why(&error));
+        Self { reason, dead, refused: was_closed_with(connection, close::NOT_A_MEMBER) }
+    }
 }
 
 /// Runs a session to its end: first waits for `earlier` (the session that it replaces) to be over, so that events of two sessions never mix.
@@ -173,18 +182,18 @@ async fn run(
 ) -> Ended {
     let Session { peer, connection, mut send, receive, greet, .. } = session;
     if greet && let Err(reason) = write_greeting(&mut send, &mine).await {
-        return Ended { reason: connection.close_reason().map_or(reason, |error| why(&error)), dead: false };
+        return Ended::of(&connection, reason, false);
     }
     let answered = Answered::new();
     let reason = tokio::select! {
         reason = write_frames(send, queue, queued) => reason,
         reason = read_frames(receive, peer, events) => reason,
         reason = answer_probes(&connection, &answered) => reason,
-        reason = probe(&connection, &answered, changed) => return Ended { reason, dead: true },
+        reason = probe(&connection, &answered, changed) => return Ended { reason, dead: true, refused: false },
         error = connection.closed() => why(&error),
     };
     let dead = matches!(connection.close_reason(), Some(ConnectionError::TimedOut));
-    Ended { reason: connection.close_reason().map_or(reason, |error| why(&error)), dead }
+    Ended::of(&connection, reason, dead)
 }
 
 async fn write_greeting(send: &mut SendStream, greeting: &Greeting) -> Result<(), String> {
