@@ -1,6 +1,6 @@
 //! Follows what is included: keeps the set of stores, of links and of fetched blobs as the entries say.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -74,11 +74,11 @@ pub(super) async fn tell_unconfirmed(mesh: Arc<Mesh>) {
 
 async fn refresh(mesh: &Arc<Mesh>) {
     let registry = mesh.registry.clone();
-    let before: BTreeMap<StoreId, ()> = registry.logs().iter().map(|log| (log.store(), ())).collect();
+    let before: BTreeSet<StoreId> = registry.logs().iter().map(|log| log.store()).collect();
     if let Err(error) = blocking(move || registry.refresh()).await {
         tracing::error!(target: "mesh", %error, "opening and closing stores");
     }
-    mesh.registry.logs().iter().filter(|log| !before.contains_key(&log.store())).for_each(|log| mesh.fetch_wanted(log));
+    mesh.registry.logs().iter().filter(|log| !before.contains(&log.store())).for_each(|log| mesh.fetch_wanted(log));
 }
 
 impl Mesh {

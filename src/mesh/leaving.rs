@@ -72,7 +72,7 @@ impl Mesh {
         let me = self.node.id();
         let next = NodeId(key.verifying_key().to_bytes());
         let alone = self.membership().members.iter().all(|(id, member)| [me, next].contains(id) || member.left);
-        // That it was told before, it may have heard by being refused; what is told now is no reason for an earlier refusal.
+        // Who refuses this key when it has handed over already has heard of it. Who refuses it before that does so for another reason.
         let again = self.membership().admits(&next);
         let refusing = self.refusing();
         let deaf = if again { BTreeSet::new() } else { refusing.clone() };

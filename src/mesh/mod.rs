@@ -269,8 +269,8 @@ impl Mesh {
             .collect();
         (!names.is_empty()).then(|| {
             format!(
-                "according to {} this node is no member of the mesh any more: nothing comes from there and nothing written here goes \
-                 there. An admin can let it in again: `lattice mesh invite`",
+                "according to {} this node is no member: nothing comes from there or goes there. It was removed, and an admin can let it \
+                 in again (`lattice mesh invite`), or that it joined has not been heard there yet",
                 names.join(", ")
             )
         })

@@ -154,7 +154,6 @@ struct Applied<'t, 'v> {
 
 impl Applied<'_, '_> {
     fn place(&mut self, entry: &Entry, op: u16, write: Parsed) -> Result<()> {
-        let header = entry.header();
         let row = path::row(&write.path);
         let before = heads(self.txn, &row)?;
         let mut now = before.as_ref().map(|heads| heads.all().to_vec()).unwrap_or_default();
@@ -168,18 +167,8 @@ impl Applied<'_, '_> {
                 self.txn.put(DANGLING, cited, []);
             }
         }
-        let id = HeadId { entry: entry.hash(), op };
-        let head = Head {
-            id,
-            author: header.author,
-            seq: header.seq,
-            hlc: header.hlc,
-            kind: write.kind,
-            mode: write.mode,
-            mtime: write.mtime,
-            content: write.content,
-        };
-        let own = rows::history_key(&row, head.hlc, &id);
+        let head = write.head(entry, op);
+        let own = rows::history_key(&row, head.hlc, &head.id);
         if self.txn.get(DANGLING, &own)?.is_some() {
             self.txn.remove(DANGLING, own.as_slice());
         } else {

@@ -81,19 +81,10 @@ impl Kv {
         let header = entry.header();
         let payload = wire::decode(entry);
         let parsed = payload.and_then(|payload| wire::parse(payload, header.author, header.seq, header.hlc));
-        let versions = parsed.unwrap_or_default().into_iter().zip(0..).map(|(write, op)| {
-            let head = Head {
-                id: HeadId { entry: entry.hash(), op },
-                author: header.author,
-                seq: header.seq,
-                hlc: header.hlc,
-                kind: write.kind,
-                mode: write.mode,
-                mtime: write.mtime,
-                content: write.content,
-            };
-            (write.path.to_vec(), Version { head, supersedes: write.cites })
-        });
+        let versions =
+            parsed.unwrap_or_default().into_iter().zip(0..).map(|(write, op)| {
+                (write.path.to_vec(), Version { head: write.head(entry, op), supersedes: write.cites })
+            });
         versions.collect()
     }
 

@@ -17,7 +17,7 @@
 use bytes::Bytes;
 use prost::Message;
 
-use super::model::{Content, HeadId, Kind, Op, Value};
+use super::model::{Content, Head, HeadId, Kind, Op, Value};
 use super::{path, rows};
 use crate::clock::Hlc;
 use crate::ids::{Hash, NodeId};
@@ -126,6 +126,23 @@ pub(super) struct Parsed {
     pub(super) mode: u32,
     pub(super) mtime: i64,
     pub(super) content: Content,
+}
+
+impl Parsed {
+    /// The head that it makes as the operation `op` of an entry.
+    pub(super) fn head(&self, entry: &Entry, op: u16) -> Head {
+        let header = entry.header();
+        Head {
+            id: HeadId { entry: entry.hash(), op },
+            author: header.author,
+            seq: header.seq,
+            hlc: header.hlc,
+            kind: self.kind,
+            mode: self.mode,
+            mtime: self.mtime,
+            content: self.content,
+        }
+    }
 }
 
 /// The payload of an entry, sharing its bytes.
