@@ -10,6 +10,8 @@
 )]
 #![allow(missing_docs, reason = "a program, not a library")]
 
+#[path = "mount/calls.rs"]
+mod calls;
 #[path = "mount/chat.rs"]
 mod chat;
 #[path = "mount/conflicts.rs"]
@@ -18,6 +20,8 @@ mod conflicts;
 mod files;
 #[path = "mount/past.rs"]
 mod past;
+#[path = "mount/programs.rs"]
+mod programs;
 #[path = "mount/remote.rs"]
 mod remote;
 #[path = "mount/session.rs"]

@@ -260,9 +260,9 @@ impl World {
     /// Runs a shell in the store `home`; it must succeed.
     pub(crate) fn sh(&self, script: &str) -> String {
         let output = self.try_sh(script);
-        let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{script}: {error}");
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(output.status.success(), "{script}: {}{}", said(&output.stdout), said(&output.stderr));
+        said(&output.stdout)
     }
 
     pub(crate) fn try_sh(&self, script: &str) -> Output {
