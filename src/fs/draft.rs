@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::inodes::Type;
+use super::keys::Sight;
 use super::shelf::{Kept, Spill};
 use crate::clock;
 use crate::ids::NodeId;
@@ -91,6 +92,16 @@ impl Shape {
     /// Whether it, and not the store, is what is shown.
     pub(crate) fn shown(&self) -> bool {
         self.dirty() || self.new || self.local
+    }
+
+    /// Whether what an opener writes goes on from what is held here, and not from what the opener saw in the store: that was
+    /// published from here since, or is what was.
+    pub(crate) fn goes_on(&self, sight: &Sight) -> bool {
+        if self.dirty() || self.new {
+            return true;
+        }
+        let held = self.own.is_some() && !matches!(self.content, Content::Base(_));
+        held && (self.own != sight.own || sight.winner.map(|head| head.id) == self.own)
     }
 
     /// Whether a head was there when it was made.

@@ -25,17 +25,31 @@ pub(crate) struct FileHandle {
     pub(crate) append: bool,
     /// What it writes to; `None` if it was opened for reading.
     pub(crate) draft: Option<Arc<Draft>>,
-    /// The heads that were there when it was opened, by the names that they have now, and the one that was shown.
-    pub(crate) base: Mutex<Vec<HeadId>>,
-    pub(crate) winner: Option<Head>,
+    pub(crate) sight: Mutex<Sight>,
     /// The content that was read last.
     opened: Mutex<Option<(HeadId, Arc<Opened>)>>,
 }
 
+/// What was there when a file was opened, by the names that the heads have now.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Sight {
+    /// All heads.
+    pub(crate) base: Vec<HeadId>,
+    /// The one that was shown.
+    pub(crate) winner: Option<Head>,
+    /// What had been published last from the draft.
+    pub(crate) own: Option<HeadId>,
+}
+
 impl FileHandle {
     pub(crate) fn new(seen: &Seen, store: StoreId, append: bool, draft: Option<Arc<Draft>>) -> Self {
-        let base = Mutex::default();
-        Self { ino: seen.ino, store, append, draft, base, winner: None, opened: Mutex::default() }
+        let (sight, opened) = (Mutex::default(), Mutex::default());
+        Self { ino: seen.ino, store, append, draft, sight, opened }
+    }
+
+    /// The head that was shown when it was opened.
+    pub(crate) fn winner(&self) -> Option<Head> {
+        locked(&self.sight).winner
     }
 }
 
@@ -221,29 +235,39 @@ impl Tree {
             Self::writable(&kv)?;
             self.space.check(0)?;
         }
-        if seen.attached {
-            let heads = kv.heads(&seen.path)?;
-            handle.winner = heads.as_ref().and_then(|heads| heads.visible().copied());
-            *locked(&handle.base) = heads.iter().flat_map(|heads| heads.all()).map(|head| head.id).collect();
-        }
+        Self::look_at(&kv, seen, &handle, None)?;
         if writes {
             let draft = self.draft_for(seen, &handle)?;
+            let own = draft.shape().own;
             self.opened_again(seen.ino, &draft);
             handle.draft = Some(Arc::clone(&draft));
-            if flags & libc::O_TRUNC != 0
-                && let Err(error) = self.resize(&handle, &draft, 0)
-            {
+            // Another's last version may have come between the look and the draft, which is this one's as well from now on.
+            let ready = Self::look_at(&kv, seen, &handle, own);
+            let cut = flags & libc::O_TRUNC != 0;
+            let ready = ready.and_then(|()| if cut { self.resize(&handle, &draft, 0) } else { Ok(()) });
+            if let Err(error) = ready {
                 draft.shape().writers -= 1;
                 return Err(error);
             }
         }
         let mut table = self.table();
         table.pin(seen.ino);
-        if let Some(head) = handle.winner {
+        if let Some(head) = handle.winner() {
             table.remember(seen.ino, self.node_attr(seen.ino, &Node::File(head), None));
         }
         drop(table);
         Ok(handle)
+    }
+
+    /// Notes what the store has of a file that is being opened.
+    fn look_at(kv: &Kv, seen: &Seen, handle: &FileHandle, own: Option<HeadId>) -> Answer<()> {
+        if seen.attached {
+            let heads = kv.heads(&seen.path)?;
+            let base = heads.iter().flat_map(|heads| heads.all()).map(|head| head.id).collect();
+            let winner = heads.as_ref().and_then(|heads| heads.visible().copied());
+            *locked(&handle.sight) = Sight { base, winner, own };
+        }
+        Ok(())
     }
 
     /// The inode's draft, with one writer more.
@@ -253,7 +277,7 @@ impl Tree {
         let draft = if let Some(draft) = known {
             draft
         } else {
-            let winner = handle.winner;
+            let winner = handle.winner();
             let mut shape = Shape::new(Type::File, winner.map_or(0o644, |head| head.mode));
             shape.size = winner.map_or(0, |head| head.content.size());
             shape.mtime = winner.map_or(shape.mtime, |head| head.mtime);
@@ -306,7 +330,7 @@ impl Tree {
         }
         let mut opened = locked(&file.opened).clone();
         // A file that is gone reads as it was when it was last looked at.
-        let head = head.or(if opened.is_some() { None } else { file.winner });
+        let head = head.or(if opened.is_some() { None } else { file.winner() });
         if let Some(head) = head
             && opened.as_ref().is_none_or(|(id, _)| *id != head.id)
         {

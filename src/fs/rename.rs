@@ -319,7 +319,9 @@ impl Tree {
         };
         for handle in self.open_files() {
             if let Handle::File(file) = &*handle {
-                renew(&mut locked(&file.base));
+                let mut sight = locked(&file.sight);
+                renew(&mut sight.base);
+                sight.own = sight.own.map(|own| now(&own).unwrap_or(own));
             }
         }
         let drafts = self.table().drafts();
@@ -347,7 +349,7 @@ impl Tree {
             if let Handle::File(file) = &*handle
                 && file.ino == ino
             {
-                locked(&file.base).clear();
+                locked(&file.sight).base.clear();
             }
         }
     }

@@ -13,7 +13,7 @@ use super::waiting::{Due, RENAME};
 use crate::clock;
 use crate::ids::StoreId;
 use crate::replication::log::Receipt;
-use crate::stores::kv::{HeadId, Kind, Kv, Op, Opened, PATIENCE, Value};
+use crate::stores::kv::{Head, HeadId, Kind, Kv, Op, Opened, PATIENCE, Value};
 
 /// A version of a draft, ready to be put into an entry.
 pub(crate) struct Version {
@@ -51,22 +51,26 @@ impl Tree {
             return;
         }
         self.keeper.add(file.ino, draft);
-        shape.base.clone_from(&super::tree::locked(&file.base));
-        shape.base.extend(shape.own);
-        let ours = shape.own.is_some() && !matches!(shape.content, Content::Base(_));
-        if !ours {
-            shape.content = Content::Base(file.winner.map(Box::new));
-            shape.size = file.winner.map_or(0, |head| head.content.size());
+        let sight = super::tree::locked(&file.sight).clone();
+        let goes_on = shape.goes_on(&sight);
+        if !goes_on {
+            shape.content = Content::Base(sight.winner.map(Box::new));
+            shape.size = sight.winner.map_or(0, |head| head.content.size());
         }
-        shape.base.sort_unstable();
-        shape.base.dedup();
+        // What was published from here since the opening builds on other heads than those that the opener saw.
+        let since = shape.own.filter(|_| shape.own != sight.own);
+        shape.base = if goes_on && since.is_some() { Vec::new() } else { sight.base };
+        shape.base.extend(since);
+        if let (None, Some(head)) = (since, sight.winner) {
+            shape.mode = head.mode;
+        }
     }
 
     /// Whether writing needs bytes that take long to get: those of a large value.
     pub(crate) fn write_takes_long(draft: &Draft, file: &FileHandle) -> bool {
         let shape = draft.shape();
-        let fresh = !shape.dirty() && !shape.new && shape.own.is_none();
-        let size = if fresh { file.winner.map_or(0, |head| head.content.size()) } else { shape.size };
+        let fresh = !shape.goes_on(&super::tree::locked(&file.sight));
+        let size = if fresh { file.winner().map_or(0, |head| head.content.size()) } else { shape.size };
         (fresh || matches!(shape.content, Content::Base(Some(_)))) && size > IN_MEMORY
     }
 
@@ -371,7 +375,8 @@ impl Tree {
     fn set_attributes(&self, ino: u64, store: StoreId, wanted: Wanted) -> Answer<()> {
         let kv = self.kv(&store)?;
         Self::writable(&kv)?;
-        let _names = self.names.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // Nothing is published meanwhile: it would be a second head beside this one.
+        let _names = self.changing();
         let seen = self.table().see(ino)?;
         let node = kv.node(&seen.path)?.ok_or(errno::MISSING)?;
         use crate::stores::kv::Node;
@@ -384,20 +389,48 @@ impl Tree {
         if (mode, mtime) != (head.mode, head.mtime) {
             let heads = kv.heads(&seen.path)?;
             let all = heads.iter().flat_map(crate::stores::Merge::all);
-            let supersedes = all.filter(|other| other.same_value(&head)).map(|other| other.id).collect();
+            let supersedes: Vec<_> = all.filter(|other| other.same_value(&head)).map(|other| other.id).collect();
             let value = same(head.content);
-            let op = Op::SetAttr { path: seen.path, supersedes, kind: head.kind, mode, mtime, value };
-            let receipt = self.commit(&kv, vec![op])?;
-            if let Some(draft) = &seen.draft {
-                let mut shape = draft.shape();
-                shape.own = Some(HeadId { entry: receipt.hash, op: 0 });
-                shape.mode = mode;
-            }
+            let (path, kind, old) = (seen.path.clone(), head.kind, supersedes.clone());
+            let receipt = self.commit(&kv, vec![Op::SetAttr { path, supersedes, kind, mode, mtime, value }])?;
+            let id = HeadId { entry: receipt.hash, op: 0 };
+            self.attributes_set(&seen, &old, Head { id, mode, mtime, ..head });
         }
         if wanted.mtime.is_some() {
             self.table().bump(ino, None);
         }
         Ok(())
+    }
+
+    /// Who has the file open goes on from the head with the new attributes, as if it had seen it.
+    fn attributes_set(&self, seen: &Seen, old: &[HeadId], new: Head) {
+        let renew = |base: &mut Vec<HeadId>| {
+            let before = base.len();
+            base.retain(|id| !old.contains(id));
+            let known = base.len() < before;
+            base.extend(known.then_some(new.id));
+            known
+        };
+        for handle in self.open_files() {
+            if let super::tree::Handle::File(file) = &*handle
+                && file.ino == seen.ino
+            {
+                let mut sight = super::tree::locked(&file.sight);
+                renew(&mut sight.base);
+                sight.winner = sight.winner.map(|head| if old.contains(&head.id) { new } else { head });
+                sight.own = sight.own.map(|own| if old.contains(&own) { new.id } else { own });
+            }
+        }
+        if let Some(draft) = &seen.draft {
+            let mut shape = draft.shape();
+            let own = shape.own.is_some_and(|own| old.contains(&own));
+            if own {
+                shape.own = Some(new.id);
+            }
+            if renew(&mut shape.base) || own {
+                shape.mode = new.mode;
+            }
+        }
     }
 
     fn make_explicit(&self, ino: u64, kv: &Kv, path: &[u8], wanted: Wanted) -> Answer<()> {

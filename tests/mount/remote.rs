@@ -100,6 +100,49 @@ fn appending_after_a_remote_change_keeps_the_remote_change() {
     assert_eq!(world.here.get("log").unwrap(), b"one\ntwo\nthree\n");
 }
 
+/// A program that keeps a file open does not keep others from what came since.
+#[test]
+fn appending_to_a_file_that_another_program_has_open_keeps_what_came_from_elsewhere() {
+    let world = World::new();
+    let mut open = OpenOptions::new().append(true).create(true).open(world.key("log")).unwrap();
+    open.write_all(b"one\n").unwrap();
+    open.sync_all().unwrap();
+    world.there.pull(&world.here);
+    world.there.put("log", b"one\ntwo\n");
+    world.here.pull(&world.there);
+    eventually("the change", || world.sh("cat log") == "one\ntwo\n");
+    world.sh("echo three >> log");
+    assert_eq!(world.here.get("log").unwrap(), b"one\ntwo\nthree\n");
+    // What the first one writes goes on from what is there now.
+    open.write_all(b"four\n").unwrap();
+    drop(open);
+    eventually("the last", || world.here.get("log").unwrap() == b"one\ntwo\nthree\nfour\n");
+    assert_eq!(world.here.heads("log").unwrap().all().len(), 1);
+}
+
+#[test]
+fn attributes_set_while_a_file_is_open_are_kept_by_what_is_written_to_it_then() {
+    let world = World::new();
+    fs::write(world.key("f"), b"one").unwrap();
+    let mut open = OpenOptions::new().append(true).open(world.key("f")).unwrap();
+    world.sh("chmod 600 f");
+    open.write_all(b" two").unwrap();
+    open.sync_all().unwrap();
+    world.sh("chmod 640 f");
+    world.there.pull(&world.here);
+    world.there.put("f", b"theirs");
+    world.here.pull(&world.there);
+    eventually("their version", || world.sh("cat f") == "theirs");
+    world.sh("chmod 604 f");
+    open.write_all(b" three").unwrap();
+    drop(open);
+    eventually("mine", || world.here.heads("f").unwrap().all().len() == 2);
+    let heads = world.here.heads("f").unwrap();
+    let mut found: Vec<_> = heads.all().iter().map(|head| (head.mode, head.content.size())).collect();
+    found.sort();
+    assert_eq!(found, [(0o604, 6), (0o640, 13)]);
+}
+
 #[test]
 fn a_file_removed_elsewhere_reads_on_for_whoever_has_it_open() {
     let world = World::new();
