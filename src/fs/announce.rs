@@ -47,9 +47,14 @@ pub(crate) enum Notice {
     Stop,
 }
 
-/// Tells the kernel what it is given, until told to stop.
-pub(crate) fn run(tree: &Tree, notifier: &Notifier, queue: &Receiver<Notice>, notices: &Sender<Notice>) {
-    let mut herald = Herald { tree, notifier, put_off: BTreeSet::new(), followed: None, stores: BTreeSet::new() };
+/// Tells the kernel what it is given, until told to stop. `stores`: those that were there before it could look.
+pub(crate) fn run(
+    tree: &Tree,
+    notifier: &Notifier,
+    (queue, notices): (&Receiver<Notice>, &Sender<Notice>),
+    stores: BTreeSet<(String, StoreId)>,
+) {
+    let mut herald = Herald { tree, notifier, put_off: BTreeSet::new(), followed: None, stores };
     herald.follow(notices);
     loop {
         let notice = match queue.recv_timeout(TICK) {
@@ -308,8 +313,20 @@ impl Herald<'_> {
         let all = self.tree.table().all();
         for (ino, parent, name) in all {
             self.content(ino);
-            self.name(parent, &name);
+            // To forget the name of a directory would take it away from those who sit in it.
+            if !self.is_directory_still(ino) {
+                self.name(parent, &name);
+            }
         }
+    }
+
+    /// Whether an inode is a directory that its name still leads to.
+    fn is_directory_still(&self, ino: u64) -> bool {
+        let Ok(seen) = self.tree.table().see(ino) else { return false };
+        let Place::Key(store) = seen.place else { return seen.kind == Type::Directory };
+        let node = || self.tree.kv(&store).and_then(|kv| Ok(kv.node(&seen.path)?));
+        let waits = Tree::shown_draft(seen.draft.as_ref()).is_some();
+        seen.kind == Type::Directory && (waits || matches!(node(), Ok(Some(Node::Directory(_)))))
     }
 
     fn content(&mut self, ino: u64) {

@@ -139,6 +139,7 @@ fn serve(
     let mut config = Config::default();
     config.acl = if options.everyone { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(options.threads.max(1));
+    let stores = tree.stores().into_iter().collect();
     let session = Session::from_fd(adapter, device, config.acl, config).map_err(io)?;
     let background = session.spawn().map_err(io)?;
     let notifier = background.notifier();
@@ -164,7 +165,7 @@ fn serve(
     });
     let herald = {
         let (tree, notices) = (Arc::clone(&tree), notices.clone());
-        named("fs-announce").spawn(move || announce::run(&tree, &notifier, &queue, &notices)).map_err(io)?
+        named("fs-announce").spawn(move || announce::run(&tree, &notifier, (&queue, &notices), stores)).map_err(io)?
     };
     let waiter = {
         let tree = Arc::clone(&tree);
