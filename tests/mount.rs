@@ -16,6 +16,8 @@ mod calls;
 mod chat;
 #[path = "mount/conflicts.rs"]
 mod conflicts;
+#[path = "mount/edges.rs"]
+mod edges;
 #[path = "mount/files.rs"]
 mod files;
 #[path = "mount/past.rs"]
@@ -24,6 +26,8 @@ mod past;
 mod programs;
 #[path = "mount/remote.rs"]
 mod remote;
+#[path = "mount/saves.rs"]
+mod saves;
 #[path = "mount/session.rs"]
 mod session;
 #[path = "mount/stories.rs"]

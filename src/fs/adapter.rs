@@ -259,7 +259,11 @@ impl Filesystem for Adapter {
             return self.replayed(parent, name, Type::Directory, reply);
         }
         let (tree, name) = (Arc::clone(&self.tree), name.as_bytes().to_vec());
-        let work = move || tree.make_directory(parent.0, &name, mode);
+        let by = request.pid();
+        let work = move || {
+            tree.does(by, parent.0, &name);
+            tree.make_directory(parent.0, &name, mode)
+        };
         self.change_entry("mkdir", parent.0, reply, work);
     }
 
@@ -268,7 +272,11 @@ impl Filesystem for Adapter {
             return done(reply, run("unlink", parent.0, || self.tree.replayed_removing(parent.0, name.as_bytes())));
         }
         let (tree, name) = (Arc::clone(&self.tree), name.as_bytes().to_vec());
-        self.change("unlink", parent.0, false, reply, move || tree.remove(parent.0, &name));
+        let by = request.pid();
+        self.change("unlink", parent.0, false, reply, move || {
+            tree.does(by, parent.0, &name);
+            tree.remove(by, parent.0, &name)
+        });
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -276,7 +284,11 @@ impl Filesystem for Adapter {
             return done(reply, run("rmdir", parent.0, || self.tree.replayed_removing(parent.0, name.as_bytes())));
         }
         let (tree, name) = (Arc::clone(&self.tree), name.as_bytes().to_vec());
-        self.change("rmdir", parent.0, false, reply, move || tree.remove_directory(parent.0, &name));
+        let by = request.pid();
+        self.change("rmdir", parent.0, false, reply, move || {
+            tree.does(by, parent.0, &name);
+            tree.remove_directory(parent.0, &name)
+        });
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
@@ -285,12 +297,16 @@ impl Filesystem for Adapter {
         }
         let (tree, name) = (Arc::clone(&self.tree), name.as_bytes().to_vec());
         let target = target.as_os_str().as_bytes().to_vec();
-        self.change_entry("symlink", parent.0, reply, move || tree.make_link(parent.0, &name, &target));
+        let by = request.pid();
+        self.change_entry("symlink", parent.0, reply, move || {
+            tree.does(by, parent.0, &name);
+            tree.make_link(parent.0, &name, &target)
+        });
     }
 
     fn rename(
         &self,
-        _: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -299,7 +315,9 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let (tree, name, newname) = (Arc::clone(&self.tree), name.as_bytes().to_vec(), newname.as_bytes().to_vec());
+        let by = request.pid();
         let work = move || {
+            tree.does(by, newparent.0, &newname);
             let from = End { parent: parent.0, name: &name };
             tree.rename(from, End { parent: newparent.0, name: &newname }, flags.bits())
         };
@@ -331,6 +349,7 @@ impl Filesystem for Adapter {
                 let attr = self.tree.replayed_making(parent.0, name.as_bytes(), Type::File)?;
                 return Ok((attr, self.tree.replayed_opening()));
             }
+            self.tree.does(request.pid(), parent.0, name.as_bytes());
             self.tree.create(parent.0, name.as_bytes(), mode, flags)
         };
         match run("create", parent.0, create) {

@@ -39,6 +39,8 @@ pub(crate) struct Shape {
     /// Counts changes; equal to `published` when the store has all of them.
     pub(crate) changes: u64,
     pub(crate) published: u64,
+    /// How many of the changes there were when a writer closed a descriptor last.
+    pub(crate) closed: u64,
     /// Made or cut to nothing, and no data since: no version yet.
     pub(crate) bare: bool,
     /// The store has never had it.
@@ -51,6 +53,8 @@ pub(crate) struct Shape {
     pub(crate) writer: u32,
     /// Descriptors that may write.
     pub(crate) writers: u32,
+    /// How often it is due to be published, by and by.
+    pub(crate) waits: u32,
     /// The heads that the next version supersedes.
     pub(crate) base: Vec<HeadId>,
     /// The last version that was published from here.
@@ -71,12 +75,14 @@ impl Shape {
             mtime: clock::nanos(),
             changes: 0,
             published: 0,
+            closed: 0,
             bare: false,
             new: false,
             exclusive: false,
             local: false,
             writer: 0,
             writers: 0,
+            waits: 0,
             base: Vec::new(),
             own: None,
             tips: None,

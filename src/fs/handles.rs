@@ -132,12 +132,6 @@ impl Tree {
         }
     }
 
-    /// `fsync` of a directory: the names in it survive a crash.
-    pub(crate) fn sync_directory(&self, ino: u64) -> Answer<()> {
-        let place = self.table().place(ino);
-        if let Some(Place::Keys(store) | Place::Key(store)) = place { self.sync_store(store) } else { Ok(()) }
-    }
-
     /// Whether the disk of an inode's store does not keep up: an entry may then have to wait for it.
     pub(crate) fn crowded(&self, ino: u64) -> bool {
         let place = self.table().place(ino);

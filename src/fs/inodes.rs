@@ -242,6 +242,24 @@ impl Inodes {
         self.nodes.get(&ino).and_then(|inode| inode.draft.clone())
     }
 
+    /// The directory above a key's inode, and the inode's own draft. `None` at the top of a store.
+    pub(crate) fn above(&self, ino: u64) -> Option<(u64, Option<Arc<Draft>>)> {
+        let inode = self.nodes.get(&ino).filter(|inode| matches!(inode.place, Place::Key(_)))?;
+        Some((inode.parent, inode.draft.clone()))
+    }
+
+    /// Whether a directory above it has lost its name.
+    pub(crate) fn is_adrift(&self, ino: u64) -> bool {
+        let mut at = ino;
+        while let Some((parent, _)) = self.above(at) {
+            if self.nodes.get(&parent).is_some_and(|above| !above.attached) {
+                return true;
+            }
+            at = parent;
+        }
+        false
+    }
+
     pub(crate) fn place(&self, ino: u64) -> Option<Place> {
         self.nodes.get(&ino).map(|inode| inode.place)
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::draft::{Content, Draft, Shape, part, read_at};
 use super::errno::{self, Answer};
 use super::inodes::{Attr, Place, Seen, Type, join};
+use super::soon::bumped;
 use super::tree::{Found, Handle, LONG, Tree, locked};
 use crate::clock;
 use crate::ids::StoreId;
@@ -153,7 +154,8 @@ impl Tree {
                 && let Some(draft) = Self::shown_draft(table.see(ino)?.draft.as_ref())
             {
                 table.given(ino);
-                return Ok(Found::This(Self::draft_attr(ino, &draft.shape()), LONG));
+                let attr = bumped(Self::draft_attr(ino, &draft.shape()), table.see_bump(ino));
+                return Ok(Found::This(attr, LONG));
             }
             if table.whiteout(directory.ino, name).is_some() {
                 return Ok(Found::Nothing(LONG));
@@ -175,7 +177,7 @@ impl Tree {
         if let Some(draft) = &seen.draft {
             let shape = draft.shape();
             if shape.shown() || !seen.attached {
-                return Ok(Self::draft_attr(seen.ino, &shape));
+                return Ok(bumped(Self::draft_attr(seen.ino, &shape), seen.bump));
             }
         }
         if !seen.attached {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::errno::{self, Answer};
-use super::inodes::{Attr, Place, Seen, Type, number};
+use super::inodes::{Attr, Place, Seen, Type, join, number};
 use super::tree::{Handle, LONG, NONE, Tree, locked};
 use super::{history, keys, past};
 use crate::ids::StoreId;
@@ -191,7 +191,13 @@ impl Tree {
             listing.done = true;
             return Ok(());
         }
-        let page = self.kv(&store)?.children(&seen.path, listing.after.as_deref(), PAGE)?;
+        let kv = self.kv(&store)?;
+        let before: Vec<Box<[u8]>> = {
+            let table = self.table();
+            let locals = table.locals(seen.ino).into_iter().map(|(name, _)| name);
+            locals.chain(table.whiteouts(seen.ino)).collect()
+        };
+        let page = kv.children(&seen.path, listing.after.as_deref(), PAGE)?;
         let last = page.last().map(|(name, _)| name.clone());
         listing.done = page.len() < PAGE;
         let place = Place::Key(store);
@@ -211,9 +217,8 @@ impl Tree {
                 Some(Row { name: name.into_vec(), place, kind: attr.kind, attr: Some(attr) })
             })
             .collect();
-        let hidden = table.whiteouts(seen.ino);
         let stored = page.into_iter().filter_map(|(name, node)| {
-            if hidden.iter().any(|out| **out == *name) || drafts.iter().any(|row| row.name == name) {
+            if table.whiteout(seen.ino, &name).is_some() || drafts.binary_search_by(|row| row.name.cmp(&name)).is_ok() {
                 return None;
             }
             let shown = table.child(seen.ino, &name).and_then(|ino| Self::shown_draft(table.draft(ino).as_ref()));
@@ -224,11 +229,21 @@ impl Tree {
             Some(Row { name, place, kind: keys::kind(&node), attr: Some(attr) })
         });
         let mut rows: Vec<Row> = stored.collect();
-        if !drafts.is_empty() {
-            rows.extend(drafts);
-            rows.sort_by(|a, b| a.name.cmp(&b.name));
-        }
+        // Of what became an entry since the page was read, the page and the table together know nothing, or too much.
+        let waits = |name: &[u8]| {
+            table.whiteout(seen.ino, name).is_some() || drafts.binary_search_by(|row| (*row.name).cmp(name)).is_ok()
+        };
+        let settled: Vec<_> = before.into_iter().filter(|name| within(name) && !waits(name)).collect();
         drop(table);
+        for name in settled {
+            rows.retain(|row| *row.name != *name);
+            if let Some(node) = kv.node(&join(&seen.path, &name))? {
+                let attr = self.node_attr(0, &node, None);
+                rows.push(Row { name: name.into_vec(), place, kind: attr.kind, attr: Some(attr) });
+            }
+        }
+        rows.extend(drafts);
+        rows.sort_by(|a, b| a.name.cmp(&b.name));
         listing.after = last.or(from);
         listing.rows.extend(rows);
         Ok(())

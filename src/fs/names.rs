@@ -13,7 +13,7 @@ use crate::clock;
 use crate::ids::StoreId;
 use crate::replication::limits;
 use crate::stores::Merge;
-use crate::stores::kv::{Head, HeadId, Heads, Kind, Kv, KvError, Node, Op, Value};
+use crate::stores::kv::{Head, HeadId, Heads, Kv, KvError, Node, Op};
 
 /// All heads of a key, for superseding them.
 pub(crate) fn ids(heads: Option<&Heads>) -> Vec<HeadId> {
@@ -88,8 +88,11 @@ impl Tree {
         }
         let (directory, store, kv) = self.place_for(parent, name)?;
         self.space.check(0)?;
+        // A key that was removed a moment ago is not deleted between looking at it and taking its place.
+        let steady = self.steady(false);
         let target = self.target(&kv, &directory, name)?;
         if let Some(kind) = target.kind {
+            drop(steady);
             return self.open_instead(&directory, store, name, kind, flags);
         }
         let mut shape = Shape::new(Type::File, mode & 0o7777);
@@ -115,6 +118,7 @@ impl Tree {
             table.pin(ino);
             (table.see(ino)?, Self::draft_attr(ino, &draft.shape()))
         };
+        drop(steady);
         self.bump(parent);
         self.keeper.add(seen.ino, &draft);
         let file = FileHandle::new(&seen, store, flags & libc::O_APPEND != 0, Some(draft));
@@ -154,79 +158,9 @@ impl Tree {
         result
     }
 
-    /// Makes a directory.
-    pub(crate) fn make_directory(&self, parent: u64, name: &[u8], mode: u32) -> Answer<Attr> {
-        let op = |path: Vec<u8>, supersedes| {
-            let mtime = clock::nanos();
-            Op::Put { path, supersedes, kind: Kind::Directory, mode: mode & 0o7777, mtime, value: Value::Empty }
-        };
-        self.make(parent, name, Type::Directory, op)
-    }
-
-    /// Makes a symbolic link.
-    pub(crate) fn make_link(&self, parent: u64, name: &[u8], to: &[u8]) -> Answer<Attr> {
-        if to.len() > limits::KEY_PATH {
-            return Err(errno::NAME_TOO_LONG);
-        }
-        if local::stays(name) {
-            return self.make_local_link(parent, name, to);
-        }
-        let (_, _, kv) = self.place_for(parent, name)?;
-        let value = kv.value(to)?;
-        let op = |path, supersedes| {
-            let (kind, mtime) = (Kind::Symlink, clock::nanos());
-            Op::Put { path, supersedes, kind, mode: 0o777, mtime, value }
-        };
-        self.make(parent, name, Type::Symlink, op)
-    }
-
-    fn make(&self, parent: u64, name: &[u8], kind: Type, op: impl FnOnce(Vec<u8>, Vec<HeadId>) -> Op) -> Answer<Attr> {
-        let (directory, store, kv) = self.place_for(parent, name)?;
-        let _names = self.changing();
-        let target = self.target(&kv, &directory, name)?;
-        if target.kind.is_some() {
-            return Err(errno::EXISTS);
-        }
-        let supersedes = ids(target.heads.as_ref());
-        self.commit(&kv, vec![op(target.path, supersedes)])?;
-        let ino = {
-            let mut table = self.table();
-            drop(table.take_whiteout(parent, name));
-            let ino = table.enter(parent, name, Place::Key(store), kind);
-            table.given(ino);
-            table.bump(ino, None);
-            ino
-        };
-        self.bump(parent);
-        self.attr(ino)
-    }
-
-    /// A lock that is a symbolic link, as emacs makes them.
-    fn make_local_link(&self, parent: u64, name: &[u8], to: &[u8]) -> Answer<Attr> {
-        let (directory, store, kv) = self.place_for(parent, name)?;
-        if self.target(&kv, &directory, name)?.kind.is_some() {
-            return Err(errno::EXISTS);
-        }
-        let mut shape = Shape::new(Type::Symlink, 0o777);
-        shape.content = Content::Memory(to.to_vec());
-        shape.size = to.len() as u64;
-        shape.new = true;
-        shape.local = true;
-        shape.touched();
-        let mut table = self.table();
-        let ino = table.enter(parent, name, Place::Key(store), Type::Symlink);
-        let attr = Self::draft_attr(ino, &shape);
-        let draft = Draft::new(shape);
-        table.set_draft(ino, Arc::clone(&draft), true);
-        table.given(ino);
-        drop(table);
-        self.keep(ino, &draft, false)?;
-        self.bump(parent);
-        Ok(attr)
-    }
-
     /// Removes a file or a symbolic link.
-    pub(crate) fn remove(&self, parent: u64, name: &[u8]) -> Answer<()> {
+    /// `by`: the thread that removes it.
+    pub(crate) fn remove(&self, by: u32, parent: u64, name: &[u8]) -> Answer<()> {
         let directory = self.table().see(parent)?;
         if let Place::HeadsOf(store) | Place::HeadsPath(store) = directory.place {
             return self.remove_head(&directory, store, name);
@@ -240,7 +174,11 @@ impl Tree {
             Some(Type::File | Type::Symlink) => {}
         }
         let last = target.ino.and_then(|ino| self.attr(ino).ok());
-        self.delete(&kv, &directory, name, &target)?;
+        if target.draft.is_none() && target.heads.as_ref().is_some_and(|heads| heads.visible().is_some()) {
+            self.remove_soon(by, parent, name, &target);
+        } else {
+            self.delete(&kv, &directory, name, &target)?;
+        }
         if let Some(ino) = target.ino {
             let mut table = self.table();
             table.detach(ino, last);
@@ -291,14 +229,31 @@ impl Tree {
         Ok(())
     }
 
+    /// Tells the kernel of a key whose directory was removed elsewhere: it is there again, because the key was written.
+    pub(crate) fn resurface(&self, ino: u64, store: StoreId, path: &[u8]) {
+        if !self.table().is_adrift(ino) {
+            return;
+        }
+        let Some(mut at) = self.keys_inode(store) else { return };
+        for name in path.split(|byte| *byte == b'/') {
+            self.notify(super::announce::Notice::Name(at, name.into()));
+            let Some(child) = self.table().child(at, name) else { return };
+            at = child;
+        }
+    }
+
+    /// The inode of the top of a store's keys, if the kernel knows it.
+    fn keys_inode(&self, store: StoreId) -> Option<u64> {
+        let name = self.stores().into_iter().find(|(_, id)| *id == store)?.0;
+        let table = self.table();
+        let names = [&b"stores"[..], name.as_bytes(), b"keys"];
+        names.into_iter().try_fold(super::inodes::ROOT, |at, name| table.child(at, name))
+    }
+
     /// The inode of a key, if the kernel knows it.
     pub(crate) fn key_inode(&self, store: StoreId, path: &[u8]) -> Option<u64> {
+        let at = self.keys_inode(store)?;
         let table = self.table();
-        let name = self.stores().into_iter().find(|(_, id)| *id == store)?.0;
-        let mut at = super::inodes::ROOT;
-        for name in [&b"stores"[..], name.as_bytes(), b"keys"] {
-            at = table.child(at, name)?;
-        }
         path.split(|byte| *byte == b'/').try_fold(at, |at, name| table.child(at, name))
     }
 
@@ -334,7 +289,9 @@ impl Tree {
         let last = target.ino.and_then(|ino| self.attr(ino).ok());
         self.delete(&kv, &directory, name, &target)?;
         if let Some(ino) = target.ino {
-            self.table().detach(ino, last);
+            let mut table = self.table();
+            table.detach(ino, last);
+            table.drop_draft(ino);
         }
         self.bump(parent);
         Ok(())
@@ -368,8 +325,10 @@ impl Tree {
             self.commit(&kv, ops)?;
         }
         drop(self.table().take_whiteout(parent, name));
-        // What another machine wrote there meanwhile shows again.
-        self.notify(super::announce::Notice::Name(parent, name.into()));
+        if kv.node(&target.path)?.is_some() {
+            // What another machine wrote there meanwhile shows again.
+            self.notify(super::announce::Notice::Name(parent, name.into()));
+        }
         Ok(())
     }
 }

@@ -125,7 +125,9 @@ impl Tree {
             let Place::Key(store) = seen.place else { continue };
             let (local, dirty, open, empty) = {
                 let shape = draft.shape();
-                (shape.local, shape.dirty(), shape.writers > 0, shape.bare)
+                // The kernel tells of a close before its last word on the descriptor, which may not come any more.
+                let closed = shape.closed == shape.changes && !shape.bare;
+                (shape.local, shape.dirty(), shape.writers > 0 && !closed, shape.bare)
             };
             if !seen.attached || !dirty {
                 continue;

@@ -52,6 +52,11 @@ impl Tree {
             return Err(errno::OTHER_STORE);
         }
         let ino = self.prepare(from)?;
+        let onto = self.table().child(to.parent, to.name);
+        if let Some(onto) = onto {
+            // What was removed in it a moment ago is in its way no longer.
+            self.settle_whiteouts(onto);
+        }
         if flags & libc::RENAME_EXCHANGE != 0 {
             let other = self.prepare(to)?;
             return self.exchange(store, (from, ino), (to, other));
@@ -79,6 +84,9 @@ impl Tree {
         let kind = target.kind.ok_or(errno::MISSING)?;
         let ino = self.table().enter(end.parent, end.name, Place::Key(store), kind);
         if kind == Type::Directory {
+            if let Some(draft) = target.draft {
+                self.publish(ino, store, &draft)?;
+            }
             let inside: Vec<_> = self
                 .table()
                 .all_whiteouts()
@@ -147,6 +155,8 @@ impl Tree {
         draft.shape().local = true;
         self.renamed(rename, &target);
         drop(names);
+        // It had taken the place of a key that was removed, and takes it no longer.
+        self.settle_whiteout(rename.from.parent, rename.from.name)?;
         self.keep_soon(rename.ino, draft);
         Ok(())
     }
@@ -172,7 +182,9 @@ impl Tree {
         if heads.as_ref().is_some_and(|heads| heads.visible().is_some()) {
             ops.push(Op::Delete { path: left, supersedes: ids(heads.as_ref()) });
         }
+        let above = self.with_above(&kv, rename.to.parent, &mut ops)?;
         let receipt = self.commit(&kv, ops)?;
+        self.are_published(above, &kv, receipt)?;
         drop(self.table().take_whiteout(rename.from.parent, rename.from.name));
         self.renamed(rename, &target);
         self.forget_bases(rename.ino);

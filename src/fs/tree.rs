@@ -65,6 +65,7 @@ pub(crate) struct Tree {
     /// Held for writing while names change, for reading while a path is found and an entry made of it.
     pub(crate) names: RwLock<()>,
     pub(crate) waiting: Waiting,
+    pub(crate) removals: super::removals::Removals,
     pub(crate) keeper: super::keeper::Keeper,
     pub(crate) space: keys::Space,
     pub(crate) busy: super::handles::Busy,
@@ -101,6 +102,7 @@ impl Tree {
             next: AtomicU64::new(1),
             names: RwLock::default(),
             waiting: Waiting::default(),
+            removals: super::removals::Removals::default(),
             keeper: super::keeper::Keeper::default(),
             space,
             busy: super::handles::Busy::default(),

@@ -6,7 +6,9 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::draft::Draft;
 use super::inodes::Place;
+use super::removals::Removal;
 use super::shelf::Kept;
 use super::tree::{Tree, locked};
 use crate::clock;
@@ -24,6 +26,8 @@ pub(crate) enum Due {
     Draft(u64),
     /// Delete the key that was taken away.
     Whiteout(u64, Box<[u8]>),
+    /// Delete the key that a program removed.
+    Removal(Removal),
     /// Drop a draft's note once the store is durable up to this set.
     Durable(Arc<Kept>, Arc<Kv>, u64),
 }
@@ -55,10 +59,21 @@ impl Waiting {
         }
     }
 
+    /// Has a draft published a moment later, by when what usually follows has come.
+    pub(crate) fn add_draft(&self, ino: u64, draft: &Draft) {
+        draft.shape().waits += 1;
+        self.add(RENAME, Due::Draft(ino));
+    }
+
     /// Ends [`run`] once the queue is empty; what waits is due at once.
     pub(crate) fn stop(&self) {
         locked(&self.queue).stop = true;
         self.changed.notify_one();
+    }
+
+    /// Whether it is over: nothing waits any longer.
+    pub(crate) fn stops(&self) -> bool {
+        locked(&self.queue).stop
     }
 
     fn next(&self) -> Option<Due> {
@@ -96,6 +111,7 @@ impl Tree {
                     tracing::error!(target: "fs", %error, "a removed key is still there for others");
                 }
             }
+            Due::Removal(removal) => self.due_removal(removal),
             Due::Durable(kept, kv, staged) => {
                 if kv.wait(staged).is_err() {
                     kept.leave();
@@ -108,9 +124,10 @@ impl Tree {
         let Ok(seen) = self.table().see(ino) else { return };
         let (Some(draft), Place::Key(store)) = (seen.draft, seen.place) else { return };
         let mine = {
-            let shape = draft.shape();
-            // Opened again since: it waits for its next close.
-            shape.writers == 0 && !shape.local
+            let mut shape = draft.shape();
+            shape.waits = shape.waits.saturating_sub(1);
+            // Opened again since: it waits for its next close. Changed again: it is due later.
+            shape.writers == 0 && !shape.local && shape.waits == 0
         };
         if mine && self.settle(ino, store, &draft).is_err() {
             tracing::error!(target: "fs", path = %String::from_utf8_lossy(&seen.path), "not published");

@@ -9,8 +9,7 @@ use super::inodes::{Attr, Seen, Type};
 use super::keys::FileHandle;
 use super::shelf::Spill;
 use super::tree::Tree;
-use super::waiting::{Due, RENAME};
-use crate::clock;
+use super::waiting::Due;
 use crate::ids::StoreId;
 use crate::replication::log::Receipt;
 use crate::stores::kv::{Head, HeadId, Kind, Kv, Op, Opened, PATIENCE, Value};
@@ -125,7 +124,8 @@ impl Tree {
     pub(crate) fn flush(&self, file: &FileHandle) -> Answer<()> {
         let Some(draft) = &file.draft else { return Ok(()) };
         let (later, local) = {
-            let shape = draft.shape();
+            let mut shape = draft.shape();
+            shape.closed = shape.changes;
             (!shape.dirty() || shape.bare || (shape.exclusive && shape.new), shape.local)
         };
         if local {
@@ -161,7 +161,7 @@ impl Tree {
         }
         if waits && self.table().see(ino)?.attached {
             self.note_again(ino, draft);
-            self.waiting.add(RENAME, Due::Draft(ino));
+            self.waiting.add_draft(ino, draft);
             return Ok(());
         }
         self.settle(ino, store, draft)
@@ -185,6 +185,10 @@ impl Tree {
                 continue;
             }
             table.clear_draft(ino);
+            if result.is_err() {
+                // What it was to take the place of shows again.
+                drop(table.take_whiteout(seen.parent, &seen.name));
+            }
             drop(table);
             if let Err(error) = &result {
                 self.put_aside(store, &seen, draft, error);
@@ -203,8 +207,12 @@ impl Tree {
             }
         }
         let kv = self.kv(&store)?;
+        if draft.shape().kind == Type::Directory {
+            return self.publish_directory(ino, &kv, draft);
+        }
         let Some(version) = Self::version(&kv, draft)? else { return Ok(None) };
-        let _names = self.names.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let parent = self.table().see(ino)?.parent;
+        let _names = self.steady(self.waits_above(parent));
         let seen = self.table().see(ino)?;
         if !seen.attached {
             return Ok(None);
@@ -217,11 +225,14 @@ impl Tree {
             }
             shape.base.clone()
         };
-        let receipt = self.commit(&kv, vec![version.put(seen.path, base)])?;
+        let mut ops = vec![version.put(seen.path.clone(), base)];
+        let above = self.with_above(&kv, seen.parent, &mut ops)?;
+        let receipt = self.commit(&kv, ops)?;
+        // Before its draft is let go of: a name that is taken away and not written shows nothing.
+        drop(self.table().take_whiteout(seen.parent, &seen.name));
         self.is_published(ino, &kv, draft, version.changes, HeadId { entry: receipt.hash, op: 0 }, receipt);
-        let mut table = self.table();
-        drop(table.take_whiteout(seen.parent, &seen.name));
-        drop(table);
+        self.are_published(above, &kv, receipt)?;
+        self.resurface(ino, store, &seen.path);
         Ok(Some(receipt))
     }
 
@@ -232,7 +243,11 @@ impl Tree {
             if !shape.dirty() && !shape.new {
                 return Ok(None);
             }
-            let kind = if shape.kind == Type::Symlink { Kind::Symlink } else { Kind::File };
+            let kind = match shape.kind {
+                Type::File => Kind::File,
+                Type::Symlink => Kind::Symlink,
+                Type::Directory => Kind::Directory,
+            };
             (shape.changes, kind, shape.mode, shape.mtime, shape.content.clone())
         };
         let value = match &content {
@@ -318,6 +333,9 @@ impl Tree {
         if wanted.mode.is_none() && wanted.mtime.is_none() {
             return Ok(before);
         }
+        if seen.kind == Type::Directory && seen.attached {
+            return self.set_directory(ino, store, wanted);
+        }
         {
             // Under the table's lock, so that the draft is not let go of meanwhile.
             let table = self.table();
@@ -381,8 +399,8 @@ impl Tree {
         let node = kv.node(&seen.path)?.ok_or(errno::MISSING)?;
         use crate::stores::kv::Node;
         let head = match node {
-            Node::File(head) | Node::Symlink(head) | Node::Directory(Some(head)) => head,
-            Node::Directory(None) => return self.make_explicit(ino, &kv, &seen.path, wanted),
+            Node::File(head) | Node::Symlink(head) => head,
+            Node::Directory(_) => return Err(errno::STALE),
         };
         let mode = wanted.mode.unwrap_or(head.mode);
         let mtime = wanted.mtime.unwrap_or(head.mtime);
@@ -395,9 +413,6 @@ impl Tree {
             let receipt = self.commit(&kv, vec![Op::SetAttr { path, supersedes, kind, mode, mtime, value }])?;
             let id = HeadId { entry: receipt.hash, op: 0 };
             self.attributes_set(&seen, &old, Head { id, mode, mtime, ..head });
-        }
-        if wanted.mtime.is_some() {
-            self.table().bump(ino, None);
         }
         Ok(())
     }
@@ -431,14 +446,6 @@ impl Tree {
                 shape.mode = new.mode;
             }
         }
-    }
-
-    fn make_explicit(&self, ino: u64, kv: &Kv, path: &[u8], wanted: Wanted) -> Answer<()> {
-        let mode = wanted.mode.unwrap_or(super::keys::IMPLIED);
-        let mtime = wanted.mtime.unwrap_or_else(clock::nanos);
-        self.commit(kv, vec![directory(kv, path, mode, mtime)?])?;
-        self.table().bump(ino, None);
-        Ok(())
     }
 }
 

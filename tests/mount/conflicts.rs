@@ -127,6 +127,7 @@ fn a_directory_that_is_a_head_is_a_directory_and_two_of_them_are_no_conflict() {
     world.sh("mkdir a");
     world.there.make_directory("b", 0o700);
     world.sh("mkdir -m 755 b");
+    world.settled();
     world.here.pull(&world.there);
     eventually("the conflict", || world.here.heads("a").unwrap().all().len() == 2);
     assert_eq!(world.here.heads("b").unwrap().all().len(), 2);

@@ -26,7 +26,10 @@ fn last(world: &World) -> (Hash, u64) {
 #[test]
 fn every_version_is_a_file_of_the_history_the_oldest_first() {
     let world = World::new();
-    world.sh("mkdir d; echo one > d/f; echo two > d/f; rm d/f; ln -s target d/f; echo x > d/g");
+    world.sh("mkdir d; echo one > d/f; echo two > d/f; rm d/f");
+    world.settled();
+    world.sh("ln -s target d/f; echo x > d/g");
+    world.settled();
     let names: Vec<_> = world.sh("ls ../.history/d/f").lines().map(str::to_owned).collect();
     assert_eq!(names.len(), 4, "{names:?}");
     assert!(names.iter().all(|name| name.contains("Z-here-") || name.contains("-here-")), "{names:?}");
@@ -47,8 +50,10 @@ fn a_store_as_it_was_reads_with_any_tool() {
     world.sh(
         "mkdir -p a/b empty; echo one > a/b/f; echo same > same; ln -s same link; echo gone > gone; chmod 600 a/b/f",
     );
+    world.settled();
     let then = moment(&world);
     world.sh("echo two > a/b/f; rm gone; mkdir new; echo x > new/y; rmdir empty");
+    world.settled();
     world.sh(&format!("diff -r ../.at/{then} ../.at/{then}; cp -a ../.at/{then} $SPARE/copy"));
     assert_eq!(fs::read_to_string(world.dir.path().join("copy/a/b/f")).unwrap(), "one\n");
     let listed = world.sh(&format!("cd ../.at/{then}; find . -printf '%P %y %m\\n' | sort"));

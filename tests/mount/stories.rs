@@ -90,7 +90,9 @@ impl Stage {
 impl Machine {
     fn run(&self, script: &str) {
         let keys = self.at.join("stores/home/keys");
-        let output = std::process::Command::new("bash").args(["-ec", script]).current_dir(keys).output().unwrap();
+        // What it made and removed is an entry before the next one does something.
+        let script = format!("{script}\nfind . -type d -exec sync {{}} +");
+        let output = std::process::Command::new("bash").args(["-ec", &script]).current_dir(keys).output().unwrap();
         assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
