@@ -189,3 +189,33 @@ fn a_file_made_exclusively_closed_and_fsynced_is_published_after_a_kill() {
     assert!(warnings(&node).is_empty());
     eventually("nothing is left of the draft", || drafts(&node, "").iter().all(|path| path.is_dir()));
 }
+
+#[test]
+fn what_can_not_be_published_is_an_error_of_close_and_fsync_and_is_kept_and_named() {
+    let first = founder();
+    let second = crate::joined(&first);
+    eventually("the store", || fs::write(second.key("f"), "as it was").is_ok());
+    eventually("it is known to the first", || fs::read_to_string(first.key("f")).is_ok_and(|text| text == "as it was"));
+    let (mut closed, mut synced) =
+        (File::options().append(true).open(second.key("f")).unwrap(), { File::create(second.key("new")).unwrap() });
+    closed.write_all(b", and more").unwrap();
+    synced.write_all(b"begun").unwrap();
+    let id = json(&second, &["status"])["node"].as_str().unwrap().to_owned();
+    first.lattice(&["mesh", "role", &id, "reader"]);
+    eventually("it may only read", || {
+        File::options().append(true).open(second.key("f")).is_err_and(|error| error.raw_os_error() == Some(30))
+    });
+    assert_eq!(synced.sync_all().unwrap_err().raw_os_error(), Some(30));
+    let result = nix::unistd::close(closed);
+    assert_eq!(result, Err(nix::errno::Errno::EROFS));
+    drop(synced);
+    eventually("both are kept", || aside(&second).len() == 2);
+    let mut aside = aside(&second);
+    aside.sort();
+    assert_eq!(aside[0].1, b"as it was, and more");
+    assert_eq!(aside[1].1, b"begun");
+    assert!(aside[0].0.starts_with("'f' of the store 'home'"), "{}", aside[0].0);
+    assert!(aside[1].0.starts_with("'new' of the store 'home'"), "{}", aside[1].0);
+    assert_eq!(fs::read(second.key("f")).unwrap(), b"as it was");
+    assert!(!second.key("new").exists());
+}
