@@ -55,6 +55,8 @@ pub(crate) struct Shape {
     pub(crate) writers: u32,
     /// How often it is due to be published, by and by.
     pub(crate) waits: u32,
+    /// How often that was put off.
+    pub(crate) put_off: u32,
     /// The heads that the next version supersedes.
     pub(crate) base: Vec<HeadId>,
     /// The last version that was published from here.
@@ -83,6 +85,7 @@ impl Shape {
             writer: 0,
             writers: 0,
             waits: 0,
+            put_off: 0,
             base: Vec::new(),
             own: None,
             tips: None,

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::draft::Draft;
-use super::inodes::Place;
+use super::inodes::{Place, Type};
 use super::removals::Removal;
 use super::shelf::Kept;
 use super::tree::{Tree, locked};
@@ -18,6 +18,9 @@ use crate::stores::kv::Kv;
 pub(crate) const RENAME: Duration = Duration::from_millis(50);
 /// How long a key that was renamed to a backup waits for its successor.
 pub(crate) const REPLACE: Duration = Duration::from_millis(300);
+
+/// How many times [`RENAME`] a directory waits at most for what is being made in it.
+const MOST: u32 = 40;
 
 /// What is to be done.
 #[derive(Debug)]
@@ -120,6 +123,17 @@ impl Tree {
         }
     }
 
+    /// Whether a new directory is to wait on, for what is being made in it: that will take it along.
+    fn put_off(&self, ino: u64, draft: &Draft) -> bool {
+        let table = self.table();
+        let inside = table.locals(ino).into_iter().filter_map(|(_, child)| table.draft(child));
+        let comes = inside.into_iter().any(|draft| !draft.shape().local);
+        drop(table);
+        let mut shape = draft.shape();
+        shape.put_off += 1;
+        shape.kind == Type::Directory && shape.new && comes && shape.put_off < MOST && !self.waiting.stops()
+    }
+
     fn due_draft(&self, ino: u64) {
         let Ok(seen) = self.table().see(ino) else { return };
         let (Some(draft), Place::Key(store)) = (seen.draft, seen.place) else { return };
@@ -129,6 +143,9 @@ impl Tree {
             // Opened again since: it waits for its next close. Changed again: it is due later.
             shape.writers == 0 && !shape.local && shape.waits == 0
         };
+        if mine && self.put_off(ino, &draft) {
+            return self.waiting.add_draft(ino, &draft);
+        }
         if mine && self.settle(ino, store, &draft).is_err() {
             tracing::error!(target: "fs", path = %String::from_utf8_lossy(&seen.path), "not published");
         }
