@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::draft::{Content, Draft, IN_MEMORY};
+use super::draft::{Content, Draft, IN_MEMORY, Shape};
 use super::errno::{self, Answer, Failure};
 use super::inodes::{Attr, Seen, Type};
 use super::keys::FileHandle;
@@ -131,7 +131,7 @@ impl Tree {
         if local {
             return self.keep(file.ino, draft, false);
         }
-        if later { Ok(()) } else { self.publish(file.ino, file.store, draft).map(drop) }
+        if later { Ok(()) } else { self.publish_unless(file.ino, file.store, draft, |shape| shape.bare).map(drop) }
     }
 
     /// Whether publishing it copies a large file.
@@ -167,10 +167,10 @@ impl Tree {
         self.settle(ino, store, draft)
     }
 
-    /// Publishes a draft that nobody writes any more, and lets go of it. One that can't be published is put aside.
+    /// Publishes a draft that nobody writes any more, and lets go of it, unless it is opened again meanwhile. One that can't be published is put aside.
     pub(crate) fn settle(&self, ino: u64, store: StoreId, draft: &Arc<Draft>) -> Answer<()> {
         loop {
-            let result = self.publish(ino, store, draft).map(drop);
+            let result = self.publish_unless(ino, store, draft, |shape| shape.writers > 0).map(drop);
             let mut table = self.table();
             let seen = table.see(ino)?;
             let (used, more) = {
@@ -199,6 +199,17 @@ impl Tree {
 
     /// Makes a version of what was written, if anything was. Idempotent.
     pub(crate) fn publish(&self, ino: u64, store: StoreId, draft: &Draft) -> Answer<Option<Receipt>> {
+        self.publish_unless(ino, store, draft, |_| false)
+    }
+
+    /// Publishes, unless the draft, when it is looked at last, is in a state in which it waits for its writer.
+    fn publish_unless(
+        &self,
+        ino: u64,
+        store: StoreId,
+        draft: &Draft,
+        waits: impl Fn(&Shape) -> bool,
+    ) -> Answer<Option<Receipt>> {
         let _one = super::tree::locked(&draft.publishing);
         {
             let shape = draft.shape();
@@ -210,7 +221,7 @@ impl Tree {
         if draft.shape().kind == Type::Directory {
             return self.publish_directory(ino, &kv, draft);
         }
-        let Some(version) = Self::version(&kv, draft)? else { return Ok(None) };
+        let Some(version) = Self::version_unless(&kv, draft, waits)? else { return Ok(None) };
         let parent = self.table().see(ino)?.parent;
         let _names = self.steady(self.waits_above(parent));
         let seen = self.table().see(ino)?;
@@ -238,9 +249,13 @@ impl Tree {
 
     /// What the draft is now, as an entry can hold it; `None` if the store has it already.
     pub(crate) fn version(kv: &Kv, draft: &Draft) -> Answer<Option<Version>> {
+        Self::version_unless(kv, draft, |_| false)
+    }
+
+    fn version_unless(kv: &Kv, draft: &Draft, waits: impl Fn(&Shape) -> bool) -> Answer<Option<Version>> {
         let (changes, kind, mode, mtime, content) = {
             let shape = draft.shape();
-            if !shape.dirty() && !shape.new {
+            if (!shape.dirty() && !shape.new) || waits(&shape) {
                 return Ok(None);
             }
             let kind = match shape.kind {

@@ -49,6 +49,28 @@ fn a_file_cut_to_nothing_is_a_version_when_its_last_descriptor_goes_and_not_befo
 }
 
 #[test]
+fn a_file_that_is_opened_to_be_filled_anew_is_no_version_while_it_is_empty_however_soon_after_another_close() {
+    let world = World::new();
+    let keys = world.key("");
+    let fill = &|path: &str| {
+        let file = keys.join(path);
+        for _ in 0..150 {
+            // The kernel tells of the last descriptor's end later than of the close.
+            fs::write(&file, b"content").unwrap();
+            let mut cut = OpenOptions::new().write(true).truncate(true).open(&file).unwrap();
+            cut.write_all(b"anew").unwrap();
+        }
+    };
+    let paths = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    std::thread::scope(|scope| paths.iter().for_each(|path| drop(scope.spawn(move || fill(path)))));
+    world.settled();
+    let versions = |path: &&str| world.here.home().history(path.as_bytes()).unwrap();
+    let versions: Vec<_> = paths.iter().flat_map(versions).collect();
+    let empty = versions.iter().filter(|version| version.head.content.size() == 0).count();
+    assert_eq!((versions.len(), empty), (2_400, 0));
+}
+
+#[test]
 fn a_descriptor_that_a_child_inherits_makes_no_version_unless_the_child_writes() {
     let world = World::new();
     fs::write(world.key("f"), b"old").unwrap();
