@@ -23,7 +23,7 @@ use crate::mesh::{self, Context, Founded, Mesh, MeshError, There};
 use crate::net::iroh::{Node, Options, Relays};
 use crate::net::join::{JoinError, Refusal};
 use crate::net::ticket::{Ticket, TicketError};
-use crate::peers::{Peer, Peers, Proof};
+use crate::peers::{Peer, Peers, Proof, Standing};
 use crate::replication::database::DatabaseError;
 use crate::replication::membership::Role;
 use crate::replication::replica::Snapshot;
@@ -64,6 +64,10 @@ struct Members(Arc<ArcSwapOption<Mesh>>);
 impl Peers for Members {
     fn peers(&self) -> Vec<Peer> {
         self.0.load().as_ref().map(|mesh| mesh.peers()).unwrap_or_default()
+    }
+
+    fn standings(&self, store: &StoreId) -> BTreeMap<NodeId, Standing> {
+        self.0.load().as_ref().map(|mesh| mesh.standings(store)).unwrap_or_default()
     }
 
     fn proof(&self, node: &NodeId) -> Option<Proof> {

@@ -1,5 +1,6 @@
 //! What is shown of the other nodes, and who can tell.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::clock::Millis;
@@ -50,10 +51,24 @@ pub struct Proof {
     pub other: Vec<u8>,
 }
 
+/// How far a member is with a store, as far as this node knows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Whether both had the same entries when they last compared, and nothing was written here since.
+    pub in_step: bool,
+    /// How many entries both had when they were last found to have the same: those that came here first.
+    pub agreed: Option<u64>,
+    /// Entries that it says it has and this node has not.
+    pub ahead: u64,
+}
+
 /// Who can tell of the members.
 pub trait Peers: Send + Sync + 'static {
     /// All members, this node too, by name.
     fn peers(&self) -> Vec<Peer>;
+
+    /// How far the others are with a store; those of whom nothing is known are left out.
+    fn standings(&self, store: &StoreId) -> BTreeMap<NodeId, Standing>;
 
     /// The proof that a member signed two entries for one place.
     fn proof(&self, node: &NodeId) -> Option<Proof>;

@@ -10,6 +10,8 @@
 )]
 #![allow(missing_docs, reason = "a program, not a library")]
 
+#[path = "mount/alive.rs"]
+mod alive;
 #[path = "mount/calls.rs"]
 mod calls;
 #[path = "mount/chat.rs"]

@@ -23,7 +23,6 @@ use crate::clock::{self, Hlc};
 use crate::ids::Hash;
 use crate::replication::limits;
 use crate::replication::log::{Event, Log, Origin};
-use crate::replication::machine::What;
 use crate::stores::kv::{self, Head, HeadId, Heads, KvError, Node, Op, Opened, Value};
 use crate::stores::{Kv as Keys, Merge};
 
@@ -394,14 +393,7 @@ fn changes(event: &Event, log: &Log, prefix: &[u8]) -> Vec<ChangedKey> {
     let changed = event.effects.changes.iter().filter(|change| change.key.starts_with(prefix));
     changed
         .map(|change| ChangedKey {
-            what: match change.what {
-                What::Created => "created",
-                What::Modified => "modified",
-                What::Attributes => "attributes",
-                What::Deleted => "deleted",
-                What::Heads => "heads",
-            }
-            .into(),
+            what: change.what.name().into(),
             path: change.key.clone(),
             author: header.author.0.to_vec(),
             author_name: log.membership().load().name(&header.author),

@@ -9,9 +9,9 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
-    TimeOrNow, WriteFlags,
+    KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyOpen, ReplyPoll,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::errno::{self, Answer, Failure};
@@ -79,6 +79,7 @@ impl Adapter {
             Caching::KeepUnflushed => FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
             Caching::Default => FopenFlags::FOPEN_NOFLUSH,
             Caching::Direct => FopenFlags::FOPEN_DIRECT_IO,
+            Caching::Stream => FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_STREAM,
         }
     }
 }
@@ -364,16 +365,24 @@ impl Filesystem for Adapter {
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         size: u32,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
         let size = size as usize;
+        if let Some(reader) = self.tree.follows(fh.0) {
+            let waits = flags.0 & libc::O_NONBLOCK == 0;
+            let answer = move |answer: Answer<Vec<u8>>| match run("read", ino.0, || answer) {
+                Ok(bytes) => reply.data(&bytes),
+                Err(error) => reply.error(error),
+            };
+            return self.tree.changes.read(reader, size, request.pid(), waits, Box::new(answer));
+        }
         let tree = Arc::clone(&self.tree);
         let read = move |patience| tree.handle(fh.0).and_then(|handle| tree.read(&handle, offset, size, patience));
         let mut missing = false;
@@ -559,6 +568,29 @@ impl Filesystem for Adapter {
 
     fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
         reply.error(Errno::ENOSYS);
+    }
+
+    fn poll(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        notifier: PollNotifier,
+        _: PollEvents,
+        _: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        let Some(reader) = self.tree.follows(fh.0) else {
+            let all = PollEvents::POLLIN | PollEvents::POLLOUT | PollEvents::POLLRDNORM | PollEvents::POLLWRNORM;
+            return reply.poll(all);
+        };
+        let wake = move || {
+            if let Err(error) = notifier.notify() {
+                tracing::debug!(target: "fs", %error, "the kernel did not take a notice");
+            }
+        };
+        let ready = self.tree.changes.poll(reader, Box::new(wake));
+        reply.poll(if ready { PollEvents::POLLIN | PollEvents::POLLRDNORM } else { PollEvents::empty() });
     }
 
     fn ioctl(

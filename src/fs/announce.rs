@@ -8,14 +8,15 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 
+use super::changes::Changes;
 use super::inodes::{Place, Type, join};
 use super::keys::kind;
 use super::replay::{Act, Ghost};
@@ -72,8 +73,21 @@ pub(crate) fn run(
     }
 }
 
+/// Tells those who watch a store of an entry. What keeps the stores open is not held on to.
+fn watched(event: &Event, registry: &Weak<Registry>, changes: &Changes) {
+    let Some(log) = registry.upgrade().and_then(|registry| registry.log(&event.store)) else { return };
+    let number = || log.number_of(&log.database().view().ok()?, &event.entry.hash()).ok()?;
+    changes.take(event, &log.membership().load(), number());
+}
+
 /// Passes on what is included, but for what came through this mount, `ours`: the kernel knows that already.
-fn listen(mut events: broadcast::Receiver<Arc<Event>>, ours: Origin, notices: &Sender<Notice>) {
+/// Those who watch a store for its changes are told of all.
+fn listen(
+    mut events: broadcast::Receiver<Arc<Event>>,
+    (ours, registry): (Origin, &Weak<Registry>),
+    changes: &Changes,
+    notices: &Sender<Notice>,
+) {
     loop {
         let mut next = match events.blocking_recv() {
             Ok(event) => Ok(event),
@@ -82,6 +96,12 @@ fn listen(mut events: broadcast::Receiver<Arc<Event>>, ours: Origin, notices: &S
         };
         let mut mine = true;
         loop {
+            match &next {
+                Ok(event) if changes.any() => watched(event, registry, changes),
+                Ok(_) => {}
+                Err(TryRecvError::Lagged(_)) => changes.lagged(),
+                Err(TryRecvError::Empty | TryRecvError::Closed) => {}
+            }
             let notice = match next {
                 Ok(event) if event.origin == ours => None,
                 Ok(event) => Some(Notice::Event(event)),
@@ -125,8 +145,10 @@ impl Herald<'_> {
         if let Some(registry) = &now {
             let events = registry.events();
             let (ours, notices) = (self.tree.origin(), notices.clone());
-            let listener =
-                std::thread::Builder::new().name("fs-events".into()).spawn(move || listen(events, ours, &notices));
+            let (weak, changes) = (Arc::downgrade(registry), Arc::clone(&self.tree.changes));
+            let listener = std::thread::Builder::new()
+                .name("fs-events".into())
+                .spawn(move || listen(events, (ours, &weak), &changes, &notices));
             if let Err(error) = listener {
                 tracing::error!(target: "fs", %error, "changes from elsewhere will be seen late");
                 return;
@@ -304,6 +326,7 @@ impl Herald<'_> {
                 self.name(directory, name.as_bytes());
             }
         }
+        self.tree.changes.keep(&now.iter().map(|(_, id)| *id).collect());
         self.stores = now;
     }
 

@@ -70,6 +70,9 @@ impl Tree {
                 | Place::History(_)
                 | Place::HistoryPath(_)
                 | Place::Version(_)
+                | Place::Status(_)
+                | Place::Entries(_)
+                | Place::Changes(_)
                 | Place::Peer
                 | Place::PeerFile
                 | Place::Room,
@@ -89,7 +92,20 @@ impl Tree {
                 Ok(())
             }
             Handle::Room(room) => super::chat::write(self, room, data),
-            Handle::Directory(_) | Handle::Text(_) | Handle::Version(_) | Handle::Replay => Err(errno::GENERATED),
+            Handle::Directory(_)
+            | Handle::Text(_)
+            | Handle::Entries(_)
+            | Handle::Changes(_)
+            | Handle::Version(_)
+            | Handle::Replay => Err(errno::GENERATED),
+        }
+    }
+
+    /// The reader of what changes that an opening is.
+    pub(crate) fn follows(&self, handle: u64) -> Option<u64> {
+        match self.handle(handle).as_deref() {
+            Ok(Handle::Changes(reader)) => Some(*reader),
+            Ok(_) | Err(_) => None,
         }
     }
 
@@ -111,7 +127,12 @@ impl Tree {
                 if same_process(by, writer) { self.flush(file) } else { Ok(()) }
             }
             Handle::Room(room) => super::chat::flush(self, room),
-            Handle::Directory(_) | Handle::Text(_) | Handle::Version(_) | Handle::Replay => Ok(()),
+            Handle::Directory(_)
+            | Handle::Text(_)
+            | Handle::Entries(_)
+            | Handle::Changes(_)
+            | Handle::Version(_)
+            | Handle::Replay => Ok(()),
         }
     }
 
@@ -120,7 +141,12 @@ impl Tree {
         match self.let_go(handle).as_deref() {
             Some(Handle::File(file)) => self.release(file),
             Some(Handle::Room(room)) => super::chat::flush(self, room),
-            Some(Handle::Directory(_) | Handle::Text(_) | Handle::Version(_) | Handle::Replay) | None => Ok(()),
+            Some(Handle::Changes(reader)) => {
+                self.changes.close(*reader);
+                Ok(())
+            }
+            Some(Handle::Directory(_) | Handle::Text(_) | Handle::Entries(_) | Handle::Version(_) | Handle::Replay)
+            | None => Ok(()),
         }
     }
 
@@ -128,7 +154,12 @@ impl Tree {
         match &*self.handle(handle)? {
             Handle::File(file) => self.sync(file),
             Handle::Room(room) => super::chat::sync(self, room),
-            Handle::Directory(_) | Handle::Text(_) | Handle::Version(_) | Handle::Replay => Ok(()),
+            Handle::Directory(_)
+            | Handle::Text(_)
+            | Handle::Entries(_)
+            | Handle::Changes(_)
+            | Handle::Version(_)
+            | Handle::Replay => Ok(()),
         }
     }
 

@@ -56,6 +56,12 @@ pub(crate) enum Place {
     HistoryPath(StoreId),
     /// One version of a key.
     Version(StoreId),
+    /// `/stores/<name>/.status`.
+    Status(StoreId),
+    /// `/stores/<name>/.log`.
+    Entries(StoreId),
+    /// `/stores/<name>/.watch`.
+    Changes(StoreId),
     /// `/peers`.
     Peers,
     /// `/peers/<name>`.
@@ -287,6 +293,9 @@ impl Inodes {
                 | Place::Authors(_)
                 | Place::Then(..)
                 | Place::History(_)
+                | Place::Status(_)
+                | Place::Entries(_)
+                | Place::Changes(_)
                 | Place::Peers
                 | Place::Peer
                 | Place::PeerFile

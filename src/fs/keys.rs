@@ -299,8 +299,10 @@ impl Tree {
             Handle::Text(bytes) => Ok(part(bytes, offset, size)),
             Handle::Version(version) => version.read(self, offset, size, patience),
             Handle::Room(room) => super::chat::read(self, room, offset, size),
+            Handle::Entries(store) => super::entries::read(self, *store, offset, size),
             Handle::Directory(_) => Err(errno::IS_DIRECTORY),
-            Handle::Replay => Err(errno::INVALID),
+            // Who reads changes waits for them elsewhere.
+            Handle::Changes(_) | Handle::Replay => Err(errno::INVALID),
         }
     }
 

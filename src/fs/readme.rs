@@ -12,6 +12,9 @@ What you write here is signed, kept on this machine, and copied to the others as
   stores/<name>/.at/    the store as it was: .at/2h-ago, .at/14:00, .at/2026-11-22T14:00, .at/<entry's hash>
   stores/<name>/.history/<path>/   every version of a file, the oldest first
   stores/<name>/.by/<machine>/     the files that this machine wrote last
+  stores/<name>/.status how many entries, keys, conflicts, bytes; which machines are in step
+  stores/<name>/.log    a line for each entry, the newest last; tail -f follows
+  stores/<name>/.watch  reading waits, and gives a line of JSON for each change
   chat/<room>           read it, or append a line: echo hello >> chat/room ; tail -f follows;
                         lines that do more: /reply ID text, /react ID 👍, /edit ID text, /redact ID
   peers/<name>/         the machines: status, address, rtt, last_seen, lag

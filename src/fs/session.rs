@@ -171,6 +171,9 @@ fn serve(
         let tree = Arc::clone(&tree);
         named("fs-waiting").spawn(move || waiting::run(&tree)).map_err(io)?
     };
+    let changes = Arc::clone(&tree.changes);
+    // Ends with the mount's end: nobody has to wait for that.
+    drop(named("fs-changes").spawn(move || changes.run()).map_err(io)?);
     let keeper = {
         let tree = Arc::clone(&tree);
         named("fs-keeper").spawn(move || keeper::run(&tree)).map_err(io)?
@@ -286,6 +289,7 @@ impl Mounted {
     fn end(&mut self) -> Result<(), MountError> {
         let Some(waiter) = self.waiter.take() else { return Ok(()) };
         self.tree.replay.stop();
+        self.tree.changes.end();
         let detached = mounts::detach(&self.at, self.minor).map_err(|error| MountError::io(&self.at, error));
         self.end_session();
         // It was in one call at most, which has ended, or been ended, by now.

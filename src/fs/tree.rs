@@ -18,7 +18,7 @@ use super::inodes::{Attr, Inodes, Place, ROOT, Seen, Type};
 use super::keys::FileHandle;
 use super::listing::Listing;
 use super::waiting::Waiting;
-use super::{Sources, chat, heads, history, keys, members, past, readme};
+use super::{Sources, chat, entries, heads, history, keys, members, past, readme, status};
 use crate::clock;
 use crate::ids::StoreId;
 use crate::replication::log::{Origin, Receipt};
@@ -46,6 +46,10 @@ pub(crate) enum Handle {
     Directory(Mutex<Listing>),
     /// A generated file, as it was when it was opened.
     Text(Vec<u8>),
+    /// A store's log.
+    Entries(StoreId),
+    /// A reader of what changes.
+    Changes(u64),
     /// A version of a key.
     Version(past::VersionHandle),
     Room(chat::RoomHandle),
@@ -73,6 +77,7 @@ pub(crate) struct Tree {
     pub(crate) rooms: super::rooms::Rooms,
     pub(crate) replay: super::replay::Replay,
     pub(crate) moments: past::Moments,
+    pub(crate) changes: Arc<super::changes::Changes>,
     notices: Sender<Notice>,
     /// Which of the process's mounts it is.
     number: u64,
@@ -110,6 +115,7 @@ impl Tree {
             rooms: super::rooms::Rooms::default(),
             replay: super::replay::Replay::default(),
             moments: past::Moments::default(),
+            changes: Arc::default(),
             notices,
             number: MOUNTS.fetch_add(1, Ordering::Relaxed),
         }
@@ -222,6 +228,9 @@ impl Tree {
                 b".at" => fixed(Place::Moments(id), Type::Directory),
                 b".by" => fixed(Place::Authors(id), Type::Directory),
                 b".history" => fixed(Place::History(id), Type::Directory),
+                b".status" => Some((Place::Status(id), Type::File, NONE)),
+                b".log" => Some((Place::Entries(id), Type::File, NONE)),
+                b".watch" => Some((Place::Changes(id), Type::File, NONE)),
                 _ => None,
             },
             Place::Heads => store(name).and_then(|(_, id)| fixed(Place::HeadsOf(id), Type::Directory)),
@@ -246,9 +255,15 @@ impl Tree {
             Place::Keys(_) | Place::Key(_) => None,
             // A directory that is a head or a version of a key is an empty one: what was in it are other keys.
             Place::Head(_) | Place::Version(_) if directory.kind == Type::Directory => None,
-            Place::Readme | Place::Link(_) | Place::Head(_) | Place::Version(_) | Place::PeerFile | Place::Room => {
-                return Err(errno::NOT_DIRECTORY);
-            }
+            Place::Readme
+            | Place::Link(_)
+            | Place::Head(_)
+            | Place::Version(_)
+            | Place::Status(_)
+            | Place::Entries(_)
+            | Place::Changes(_)
+            | Place::PeerFile
+            | Place::Room => return Err(errno::NOT_DIRECTORY),
         })
     }
 
@@ -284,9 +299,15 @@ impl Tree {
             | Place::History(_)
             | Place::HistoryPath(_) => Vec::new(),
             Place::Head(_) | Place::Version(_) if directory.kind == Type::Directory => Vec::new(),
-            Place::Readme | Place::Link(_) | Place::Head(_) | Place::Version(_) | Place::PeerFile | Place::Room => {
-                return Err(errno::NOT_DIRECTORY);
-            }
+            Place::Readme
+            | Place::Link(_)
+            | Place::Head(_)
+            | Place::Version(_)
+            | Place::Status(_)
+            | Place::Entries(_)
+            | Place::Changes(_)
+            | Place::PeerFile
+            | Place::Room => return Err(errno::NOT_DIRECTORY),
         })
     }
 
@@ -309,6 +330,9 @@ impl Tree {
             Place::Link(id) => attr(Type::Symlink, 0o777, self.link(&id)?.len()),
             Place::PeerFile => attr(Type::File, 0o444, members::text(self, &seen)?.len()),
             Place::Room => chat::attr(self, &seen)?,
+            Place::Status(id) => attr(Type::File, 0o444, status::text(self, id)?.len()),
+            Place::Entries(id) => entries::attr(self, &seen, id)?,
+            Place::Changes(_) => attr(Type::File, 0o444, 0),
             Place::Head(id) => heads::attr(self, &seen, id)?,
             Place::Key(id) => self.key_attr(&seen, id)?,
         })
@@ -341,6 +365,9 @@ impl Tree {
             | Place::Then(..)
             | Place::History(_)
             | Place::HistoryPath(_)
+            | Place::Status(_)
+            | Place::Entries(_)
+            | Place::Changes(_)
             | Place::Peers
             | Place::Peer
             | Place::PeerFile
@@ -372,6 +399,15 @@ impl Tree {
             _ if writes => Err(errno::GENERATED),
             Place::Readme => text(readme::text(self)),
             Place::PeerFile => text(members::text(self, &seen)?),
+            Place::Status(id) => text(status::text(self, id)?),
+            Place::Entries(id) => {
+                self.kv(&id)?;
+                Ok(Open { handle: self.hold(Handle::Entries(id)), caching: Caching::Direct })
+            }
+            Place::Changes(id) => {
+                let handle = Handle::Changes(self.changes.open(id, entries::count(self, &id)?));
+                Ok(Open { handle: self.hold(handle), caching: Caching::Stream })
+            }
             Place::Head(id) => version(id, heads::version(self, &seen, id)?),
             Place::Past(id, glass) => version(id, past::version(self, &seen, id, glass)?),
             Place::Version(id) => version(id, history::version(self, &seen, id)?),
@@ -424,4 +460,6 @@ pub(crate) enum Caching {
     Default,
     /// Ask each time.
     Direct,
+    /// Ask each time, and in no place: what is read is gone.
+    Stream,
 }

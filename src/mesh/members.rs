@@ -1,9 +1,12 @@
 //! The members, as this node shows them.
 
+use std::collections::BTreeMap;
+
 use super::Mesh;
-use crate::ids::NodeId;
-use crate::peers::{Peer, Peers, Proof};
+use crate::ids::{NodeId, StoreId};
+use crate::peers::{Peer, Peers, Proof, Standing};
 use crate::replication::entry::{Fork, Header};
+use crate::replication::replica::PeerStatus;
 
 impl Peers for Mesh {
     fn peers(&self) -> Vec<Peer> {
@@ -36,6 +39,15 @@ impl Peers for Mesh {
             .collect();
         peers.sort_by(|a, b| a.name.cmp(&b.name));
         peers
+    }
+
+    fn standings(&self, store: &StoreId) -> BTreeMap<NodeId, Standing> {
+        let standing = |status: &PeerStatus| Standing {
+            in_step: status.in_step.get(store).copied().unwrap_or(false),
+            agreed: status.agreed.get(store).copied(),
+            ahead: status.behind.get(store).copied().unwrap_or(0),
+        };
+        self.snapshot().peers.iter().map(|(id, status)| (*id, standing(status))).collect()
     }
 
     fn proof(&self, node: &NodeId) -> Option<Proof> {

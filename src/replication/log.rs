@@ -28,6 +28,7 @@ mod head;
 mod inclusion;
 mod indexes;
 mod notes;
+mod numbered;
 mod outgoing;
 mod past;
 mod rebuild;

@@ -69,3 +69,17 @@ pub enum What {
     /// What a reader gets is as before; the key's other heads changed.
     Heads,
 }
+
+impl What {
+    /// As users are told of it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Modified => "modified",
+            Self::Attributes => "attributes",
+            Self::Deleted => "deleted",
+            Self::Heads => "heads",
+        }
+    }
+}

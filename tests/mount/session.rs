@@ -54,7 +54,7 @@ fn unmounting_works_while_someone_sits_in_it() {
 #[ignore = "started by another test"]
 fn a_daemon_that_will_be_killed() {
     let Some(at) = std::env::var_os("LATTICE_TEST_MOUNT") else { return };
-    let nobody = std::sync::Arc::new(crate::world::Fixed(Vec::new()));
+    let nobody = std::sync::Arc::new(crate::world::Fixed(Vec::new(), std::sync::Arc::default()));
     let drafts = std::path::Path::new(&at).with_extension("drafts");
     let sources = lattice::fs::Sources { registry: std::sync::Arc::default(), peers: nobody, drafts };
     let _mounted = mount(std::path::Path::new(&at), sources, Options::default()).unwrap();

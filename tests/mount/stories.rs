@@ -60,7 +60,7 @@ impl Stage {
             std::fs::create_dir(&at).unwrap();
             let sources = Sources {
                 registry: Arc::new(ArcSwapOption::from(Some(Arc::clone(&node.registry)))),
-                peers: Arc::new(Fixed(Vec::new())),
+                peers: Arc::new(Fixed(Vec::new(), std::sync::Arc::default())),
                 drafts: dir.path().join(name).join("drafts"),
             };
             let mounted = mount(&at, sources, Options::default()).expect("to mount (as root, with /dev/fuse)");

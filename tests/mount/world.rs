@@ -1,10 +1,11 @@
 //! A machine with a mount, and another one of the same mesh that has none.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -12,8 +13,8 @@ use ed25519_dalek::SigningKey;
 use lattice::blobs::{BlobError, Payloads};
 use lattice::clock::{self, System};
 use lattice::fs::{Mounted, Options, Sources, mount};
-use lattice::ids::{Hash, NodeId};
-use lattice::peers::{Peer, Peers, Proof};
+use lattice::ids::{Hash, NodeId, StoreId};
+use lattice::peers::{Peer, Peers, Proof, Standing};
 use lattice::replication::log::Origin;
 use lattice::replication::membership::Role;
 use lattice::stores::kv::{HeadId, Heads, Kind, Kv, Op, Opened, Value};
@@ -62,11 +63,18 @@ impl Payloads for Shelf {
 }
 
 /// The members as a test says.
-pub(crate) struct Fixed(pub(crate) Vec<Peer>);
+pub(crate) struct Fixed(pub(crate) Vec<Peer>, pub(crate) Arc<Standings>);
+
+/// How far the others are with any store.
+pub(crate) type Standings = Mutex<BTreeMap<NodeId, Standing>>;
 
 impl Peers for Fixed {
     fn peers(&self) -> Vec<Peer> {
         self.0.clone()
+    }
+
+    fn standings(&self, _: &StoreId) -> BTreeMap<NodeId, Standing> {
+        self.1.lock().unwrap().clone()
     }
 
     fn proof(&self, _: &NodeId) -> Option<Proof> {
@@ -181,6 +189,7 @@ pub(crate) struct World {
     pub(crate) here: Node,
     pub(crate) there: Node,
     pub(crate) dir: tempfile::TempDir,
+    pub(crate) standings: Arc<Standings>,
 }
 
 impl World {
@@ -210,7 +219,7 @@ impl World {
         there.pull(&here);
         let at = dir.path().join("mesh");
         std::fs::create_dir(&at).unwrap();
-        let mut world = Self { mounted: None, at, here, there, dir };
+        let mut world = Self { mounted: None, at, here, there, dir, standings: Arc::default() };
         world.mount();
         world
     }
@@ -234,7 +243,7 @@ impl World {
         let peers = vec![peer(self.here.id(), "here", true), peer(self.there.id(), "there", false)];
         Sources {
             registry: Arc::new(ArcSwapOption::from(Some(Arc::clone(&self.here.registry)))),
-            peers: Arc::new(Fixed(peers)),
+            peers: Arc::new(Fixed(peers, Arc::clone(&self.standings))),
             drafts: self.dir.path().join("drafts"),
         }
     }

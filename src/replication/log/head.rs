@@ -14,7 +14,7 @@ use crate::replication::entry::Header;
 
 const COUNT: &[u8] = b"count";
 const SUM: &[u8] = b"sum";
-const NEXT: &[u8] = b"next";
+pub(super) const NEXT: &[u8] = b"next";
 
 /// How many entries a store holds and the sum of their hashes: equal on two nodes iff (but for a chance of
 /// 2^-128) they hold the same entries.

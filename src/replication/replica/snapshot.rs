@@ -41,7 +41,8 @@ impl PeerStatus {
             version: peer.build.clone(),
             behind: BTreeMap::new(),
             in_step: BTreeMap::new(),
-            agreed: BTreeMap::new(),
+            // What it had, it has.
+            agreed: peer.agreed.clone(),
         }
     }
 
