@@ -12,6 +12,8 @@
 
 #[path = "mount/alive.rs"]
 mod alive;
+#[path = "mount/attributes.rs"]
+mod attributes;
 #[path = "mount/calls.rs"]
 mod calls;
 #[path = "mount/chat.rs"]

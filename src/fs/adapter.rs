@@ -19,7 +19,7 @@ use super::inodes::{Attr, Type};
 use super::pool::Pool;
 use super::rename::End;
 use super::tree::{Caching, Found, Handle, LONG, NONE, Tree};
-use super::write::Wanted;
+use super::write::{Wanted, Writer};
 use crate::clock;
 use crate::stores::kv::{KvError, PATIENCE};
 
@@ -125,6 +125,16 @@ fn done(reply: ReplyEmpty, result: Result<(), Errno>) {
     }
 }
 
+/// Answers who asks for an attribute, or with no `size` for its size.
+fn attribute(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, Errno>) {
+    match result {
+        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(error) => reply.error(error),
+    }
+}
+
 fn absent(error: &Failure) -> bool {
     matches!(error, Failure::Kv(KvError::Absent(_)))
 }
@@ -136,7 +146,10 @@ impl Filesystem for Adapter {
             | InitFlags::FUSE_READDIRPLUS_AUTO
             | InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_AUTO_INVAL_DATA
-            | InitFlags::FUSE_CACHE_SYMLINKS;
+            | InitFlags::FUSE_CACHE_SYMLINKS
+            // Or each write would ask for the attribute `security.capability` first. Instead each file is asked for it once, and it is
+            // for us to take away what lets a program run as another user.
+            | InitFlags::FUSE_HANDLE_KILLPRIV_V2;
         if let Err(unknown) = kernel.add_capabilities(wanted) {
             let known = kernel.add_capabilities(wanted & !unknown);
             tracing::info!(target: "fs", ?unknown, ?known, "the kernel can't do all that was asked");
@@ -187,7 +200,7 @@ impl Filesystem for Adapter {
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
-        _: Option<u32>,
+        gid: Option<u32>,
         size: Option<u64>,
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
@@ -206,8 +219,13 @@ impl Filesystem for Adapter {
             };
         }
         let tree = Arc::clone(&self.tree);
-        let wanted =
-            Wanted { mode: mode.map(|mode| mode & 0o7777), atime: atime.map(nanos), mtime: mtime.map(nanos), size };
+        let wanted = Wanted {
+            mode: mode.map(|mode| mode & 0o7777),
+            atime: atime.map(nanos),
+            mtime: mtime.map(nanos),
+            size,
+            tame: uid.is_some() || gid.is_some() || (size.is_some() && request.uid() != 0),
+        };
         // Root may give files away; that is not kept here, and refusing it would fail each `cp -a` and `tar x` of root's.
         let refused = request.uid() != 0 && uid.is_some_and(|uid| uid != self.tree.owner.0);
         let work = move || {
@@ -420,7 +438,7 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let by = request.pid();
+        let by = Writer { thread: request.pid(), tame: write.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) };
         let append = flags.0 & libc::O_APPEND != 0 && !write.contains(WriteFlags::FUSE_WRITE_CACHE);
         let size = u32::try_from(data.len()).unwrap_or(u32::MAX);
         let answer = move |reply: ReplyWrite, result: Result<(), Errno>| match result {
@@ -552,22 +570,20 @@ impl Filesystem for Adapter {
         }
     }
 
-    // Attributes of other kinds are not kept. The kernel takes this for an answer once and for all, so that
-    // writing does not ask for them either.
-    fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
+    fn setxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
+        done(reply, run("setxattr", ino.0, || Tree::set_attribute(name.as_bytes())));
     }
 
-    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        attribute(reply, size, run("getxattr", ino.0, || self.tree.attribute(ino.0, name.as_bytes())));
     }
 
-    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        attribute(reply, size, run("listxattr", ino.0, || self.tree.attribute_names(ino.0)));
     }
 
-    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
+    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        done(reply, run("removexattr", ino.0, || Tree::set_attribute(name.as_bytes())));
     }
 
     fn poll(

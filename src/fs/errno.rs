@@ -48,6 +48,9 @@ pub(crate) const OTHER_STORE: Failure = Failure::Refused(libc::EXDEV, "it is in 
 pub(crate) const TREE_TOO_LARGE: Failure =
     Failure::Refused(libc::EXDEV, "too many keys for one entry: they are copied");
 pub(crate) const UNSUPPORTED: Failure = Failure::Refused(libc::EOPNOTSUPP, "that can't be done to a file here");
+pub(crate) const NO_ATTRIBUTE: Failure = Failure::Refused(libc::ENODATA, "there is no such attribute");
+pub(crate) const NO_ATTRIBUTES: Failure =
+    Failure::Refused(libc::EOPNOTSUPP, "no attributes are kept but the store's own");
 pub(crate) const INTERRUPTED: Failure = Failure::Refused(libc::EINTR, "a signal came");
 pub(crate) const NOTHING_YET: Failure = Failure::Refused(libc::EAGAIN, "nothing has changed yet");
 pub(crate) const INVALID: Failure = Failure::Refused(libc::EINVAL, "the call makes no sense for this file");

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::announce::Notice;
 use super::errno::{self, Answer};
 use super::inodes::Place;
 use super::tree::{Handle, LONG, NONE, Tree, locked};
+use super::write::{Writer, tame};
 
 /// Inodes of which the kernel waits for a page: telling it to drop that page would wait as well.
 #[derive(Debug, Default, Clone)]
@@ -81,13 +83,19 @@ impl Tree {
         }
     }
 
-    /// `by`: the thread that writes.
-    pub(crate) fn write_handle(&self, by: u32, handle: u64, offset: u64, data: &[u8], append: bool) -> Answer<()> {
+    pub(crate) fn write_handle(&self, by: Writer, handle: u64, offset: u64, data: &[u8], append: bool) -> Answer<()> {
         match &*self.handle(handle)? {
             Handle::File(file) => {
                 self.write(file, offset, data, append)?;
                 if let Some(draft) = &file.draft {
-                    draft.shape().writer = by;
+                    let mut shape = draft.shape();
+                    shape.writer = by.thread;
+                    let tamed = tame(shape.mode);
+                    if by.tame && tamed != shape.mode {
+                        shape.mode = tamed;
+                        drop(shape);
+                        self.notify(Notice::Content(file.ino));
+                    }
                 }
                 Ok(())
             }

@@ -9,6 +9,7 @@ mod adapter;
 mod allocate;
 mod announce;
 mod aside;
+mod attributes;
 mod changes;
 mod chat;
 mod draft;

@@ -329,11 +329,15 @@ impl Tree {
     }
 
     /// Sets what `chmod`, `utimens` and `truncate` set.
-    pub(crate) fn set(&self, ino: u64, wanted: Wanted, file: Option<&FileHandle>) -> Answer<Attr> {
+    pub(crate) fn set(&self, ino: u64, mut wanted: Wanted, file: Option<&FileHandle>) -> Answer<Attr> {
         let seen = self.table().see(ino)?;
         let super::inodes::Place::Key(store) = seen.place else { return self.set_fixed(ino, &seen, wanted) };
         if let Some(size) = wanted.size {
             self.truncate(ino, store, size, file)?;
+        }
+        if wanted.tame && seen.kind == Type::File && wanted.mode.is_none() {
+            let mode = self.attr(ino)?.mode;
+            wanted.mode = Some(tame(mode)).filter(|tamed| *tamed != mode);
         }
         if wanted.mode.is_none() && wanted.mtime.is_none() && wanted.atime.is_none() {
             return self.attr(ino);
@@ -480,4 +484,21 @@ pub(crate) struct Wanted {
     pub(crate) atime: Option<i64>,
     pub(crate) mtime: Option<i64>,
     pub(crate) size: Option<u64>,
+    /// Take away what lets a program run as another user.
+    pub(crate) tame: bool,
+}
+
+/// Who writes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Writer {
+    /// The thread.
+    pub(crate) thread: u32,
+    /// Whether what lets a program run as another user is to be taken away.
+    pub(crate) tame: bool,
+}
+
+/// A mode without what lets a program run as another user. Of a file that no group runs, that bit of the group's says something else.
+pub(crate) const fn tame(mode: u32) -> u32 {
+    let mode = mode & !libc::S_ISUID;
+    if mode & libc::S_IXGRP == 0 { mode } else { mode & !libc::S_ISGID }
 }
