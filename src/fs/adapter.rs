@@ -99,21 +99,49 @@ fn nanos(time: TimeOrNow) -> i64 {
     }
 }
 
-/// Runs a call. A failure is logged once, here; one that should never be costs the caller an EIO and nobody else.
-fn run<T>(call: &'static str, ino: u64, work: impl FnOnce() -> Answer<T>) -> Result<T, Errno> {
-    match std::panic::catch_unwind(AssertUnwindSafe(work)) {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(why)) => {
-            if why.grave() {
-                tracing::warn!(target: "fs", call, ino, %why, "failed");
-            } else {
-                tracing::trace!(target: "fs", call, ino, %why, "refused");
+/// The name of the calls of the thread that replays: what it may not do is nobody's failure.
+const REPLAY: &str = "replay";
+
+/// A call of the kernel: on what, for when it fails.
+struct Call {
+    tree: Arc<Tree>,
+    name: &'static str,
+    ino: u64,
+    /// The name in the directory `ino`, if it is about that.
+    entry: Option<Box<[u8]>>,
+}
+
+impl Call {
+    fn named(mut self, entry: &OsStr) -> Self {
+        self.entry = Some(entry.as_bytes().into());
+        self
+    }
+
+    /// Runs it. A failure is noted once, here; one that should never be costs the caller an EIO and nobody else.
+    fn run<T>(self, work: impl FnOnce() -> Answer<T>) -> Result<T, Errno> {
+        let (call, ino) = (self.name, self.ino);
+        match std::panic::catch_unwind(AssertUnwindSafe(work)) {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(why)) => {
+                if why.grave() {
+                    tracing::warn!(target: "fs", call, ino, %why, "failed");
+                } else {
+                    tracing::trace!(target: "fs", call, ino, %why, "refused");
+                }
+                self.note(why.number(), &why);
+                Err(Errno::from_i32(why.number()))
             }
-            Err(Errno::from_i32(why.number()))
+            Err(_) => {
+                tracing::error!(target: "fs", call, ino, "failed in a way it never should");
+                self.note(libc::EIO, &"a fault of this program: its log tells more");
+                Err(Errno::EIO)
+            }
         }
-        Err(_) => {
-            tracing::error!(target: "fs", call, ino, "failed in a way it never should");
-            Err(Errno::EIO)
+    }
+
+    fn note(&self, number: i32, why: &dyn std::fmt::Display) {
+        if self.name != REPLAY {
+            self.tree.note(self.name, self.ino, self.entry.as_deref(), number, why);
         }
     }
 }
@@ -170,7 +198,7 @@ impl Filesystem for Adapter {
             }
             self.tree.lookup(parent.0, name.as_bytes())
         };
-        match run("lookup", parent.0, look) {
+        match self.call("lookup", parent.0).named(name).run(look) {
             Ok(Found::This(attr, ttl)) => {
                 reply.entry_with_ttls(&ttl, &ttl, &self.file_attr(&attr), Generation(0));
             }
@@ -188,7 +216,7 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match run("getattr", ino.0, || Ok((self.tree.attr(ino.0)?, self.tree.ttl(ino.0)))) {
+        match self.call("getattr", ino.0).run(|| Ok((self.tree.attr(ino.0)?, self.tree.ttl(ino.0)))) {
             Ok((attr, ttl)) => reply.attr(&ttl, &self.file_attr(&attr)),
             Err(error) => reply.error(error),
         }
@@ -213,7 +241,7 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         if self.replays(request) {
-            return match run("setattr", ino.0, || self.tree.attr(ino.0)) {
+            return match self.call(REPLAY, ino.0).run(|| self.tree.attr(ino.0)) {
                 Ok(attr) => reply.attr(&NONE, &self.file_attr(&attr)),
                 Err(error) => reply.error(error),
             };
@@ -241,28 +269,28 @@ impl Filesystem for Adapter {
         };
         if size.is_some_and(|size| size > 0) || self.tree.crowded(ino.0) {
             // It may have to bring in a large value first, or to wait for the disk.
-            let attr = self.shaper();
-            self.on(&self.network, reply, ReplyAttr::error, move |reply| match run("setattr", ino.0, work) {
+            let (attr, call) = (self.shaper(), self.call("setattr", ino.0));
+            self.on(&self.network, reply, ReplyAttr::error, move |reply| match call.run(work) {
                 Ok(found) => reply.attr(&LONG, &attr(&found)),
                 Err(error) => reply.error(error),
             });
             return;
         }
-        match run("setattr", ino.0, work) {
+        match self.call("setattr", ino.0).run(work) {
             Ok(attr) => reply.attr(&self.tree.ttl(ino.0), &self.file_attr(&attr)),
             Err(error) => reply.error(error),
         }
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        match run("readlink", ino.0, || self.tree.read_link(ino.0)) {
+        match self.call("readlink", ino.0).run(|| self.tree.read_link(ino.0)) {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(error),
         }
     }
 
     fn mknod(&self, _: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, _: u32, reply: ReplyEntry) {
-        let result = run("mknod", parent.0, || {
+        let result = self.call("mknod", parent.0).named(name).run(|| {
             if mode & libc::S_IFMT != libc::S_IFREG {
                 return Err(Failure::Refused(libc::EPERM, "devices, pipes and sockets can't be kept"));
             }
@@ -277,22 +305,27 @@ impl Filesystem for Adapter {
         if self.replays(request) {
             return self.replayed(parent, name, Type::Directory, reply);
         }
+        let call = self.call("mkdir", parent.0).named(name);
         let (tree, name) = (Arc::clone(&self.tree), name.as_bytes().to_vec());
         let by = request.pid();
         let work = move || {
             tree.does(by, parent.0, &name);
             tree.make_directory(parent.0, &name, mode)
         };
-        self.change_entry("mkdir", parent.0, reply, work);
+        self.change_entry(call, reply, work);
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         if self.replays(request) {
-            return done(reply, run("unlink", parent.0, || self.tree.replayed_removing(parent.0, name.as_bytes())));
+            return done(
+                reply,
+                self.call(REPLAY, parent.0).run(|| self.tree.replayed_removing(parent.0, name.as_bytes())),
+            );
         }
+        let call = self.call("unlink", parent.0).named(name);
         let (tree, name) = (Arc::clone(&self.tree), name.as_bytes().to_vec());
         let by = request.pid();
-        self.change("unlink", parent.0, false, reply, move || {
+        self.change(call, false, reply, move || {
             tree.does(by, parent.0, &name);
             tree.remove(by, parent.0, &name)
         });
@@ -300,11 +333,15 @@ impl Filesystem for Adapter {
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         if self.replays(request) {
-            return done(reply, run("rmdir", parent.0, || self.tree.replayed_removing(parent.0, name.as_bytes())));
+            return done(
+                reply,
+                self.call(REPLAY, parent.0).run(|| self.tree.replayed_removing(parent.0, name.as_bytes())),
+            );
         }
+        let call = self.call("rmdir", parent.0).named(name);
         let (tree, name) = (Arc::clone(&self.tree), name.as_bytes().to_vec());
         let by = request.pid();
-        self.change("rmdir", parent.0, false, reply, move || {
+        self.change(call, false, reply, move || {
             tree.does(by, parent.0, &name);
             tree.remove_directory(parent.0, &name)
         });
@@ -314,10 +351,11 @@ impl Filesystem for Adapter {
         if self.replays(request) {
             return self.replayed(parent, name, Type::Symlink, reply);
         }
+        let call = self.call("symlink", parent.0).named(name);
         let (tree, name) = (Arc::clone(&self.tree), name.as_bytes().to_vec());
         let target = target.as_os_str().as_bytes().to_vec();
         let by = request.pid();
-        self.change_entry("symlink", parent.0, reply, move || {
+        self.change_entry(call, reply, move || {
             tree.does(by, parent.0, &name);
             tree.make_link(parent.0, &name, &target)
         });
@@ -333,6 +371,7 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let call = self.call("rename", parent.0).named(name);
         let (tree, name, newname) = (Arc::clone(&self.tree), name.as_bytes().to_vec(), newname.as_bytes().to_vec());
         let by = request.pid();
         let work = move || {
@@ -340,13 +379,13 @@ impl Filesystem for Adapter {
             let from = End { parent: parent.0, name: &name };
             tree.rename(from, End { parent: newparent.0, name: &newname }, flags.bits())
         };
-        self.change("rename", parent.0, self.tree.renaming_takes_long(parent.0), reply, work);
+        self.change(call, self.tree.renaming_takes_long(parent.0), reply, work);
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let replayed = self.replays(request);
         let open = || if replayed { Ok(self.tree.replayed_opening()) } else { self.tree.open(ino.0, flags.0) };
-        match run("open", ino.0, open) {
+        match self.call(if replayed { REPLAY } else { "open" }, ino.0).run(open) {
             Ok(open) => reply.opened(FileHandle(open.handle), Self::fopen(open.caching)),
             Err(error) => reply.error(error),
         }
@@ -371,7 +410,7 @@ impl Filesystem for Adapter {
             self.tree.does(request.pid(), parent.0, name.as_bytes());
             self.tree.create(parent.0, name.as_bytes(), mode, flags)
         };
-        match run("create", parent.0, create) {
+        match self.call(if replayed { REPLAY } else { "create" }, parent.0).named(name).run(create) {
             Ok((attr, open)) => {
                 let flags = Self::fopen(open.caching);
                 let ttl = if replayed { NONE } else { self.tree.ttl(attr.ino) };
@@ -395,7 +434,8 @@ impl Filesystem for Adapter {
         let size = size as usize;
         if let Some(reader) = self.tree.follows(fh.0) {
             let waits = flags.0 & libc::O_NONBLOCK == 0;
-            let answer = move |answer: Answer<Vec<u8>>| match run("read", ino.0, || answer) {
+            let call = self.call("read", ino.0);
+            let answer = move |answer: Answer<Vec<u8>>| match call.run(|| answer) {
                 Ok(bytes) => reply.data(&bytes),
                 Err(error) => reply.error(error),
             };
@@ -404,16 +444,16 @@ impl Filesystem for Adapter {
         let tree = Arc::clone(&self.tree);
         let read = move |patience| tree.handle(fh.0).and_then(|handle| tree.read(&handle, offset, size, patience));
         let mut missing = false;
-        let here = run("read", ino.0, || {
+        let here = self.call("read", ino.0).run(|| {
             let result = read(Duration::ZERO);
             missing = result.as_ref().is_err_and(absent);
             if missing { Ok(Vec::new()) } else { result }
         });
         match here {
             Ok(_) if missing => {
-                let busy = self.tree.busy(ino.0);
+                let (busy, call) = (self.tree.busy(ino.0), self.call("read", ino.0));
                 self.on(&self.network, reply, ReplyData::error, move |reply| {
-                    let result = run("read", ino.0, || read(PATIENCE));
+                    let result = call.run(|| read(PATIENCE));
                     drop(busy);
                     match result {
                         Ok(bytes) => reply.data(&bytes),
@@ -447,22 +487,22 @@ impl Filesystem for Adapter {
         };
         if self.tree.writing_takes_long(fh.0) {
             let (tree, data) = (Arc::clone(&self.tree), data.to_vec());
-            let busy = self.tree.busy(ino.0);
+            let (busy, call) = (self.tree.busy(ino.0), self.call("write", ino.0));
             self.on(&self.network, reply, ReplyWrite::error, move |reply| {
-                let result = run("write", ino.0, || tree.write_handle(by, fh.0, offset, &data, append));
+                let result = call.run(|| tree.write_handle(by, fh.0, offset, &data, append));
                 drop(busy);
                 answer(reply, result);
             });
             return;
         }
-        answer(reply, run("write", ino.0, || self.tree.write_handle(by, fh.0, offset, data, append)));
+        answer(reply, self.call("write", ino.0).run(|| self.tree.write_handle(by, fh.0, offset, data, append)));
     }
 
     fn flush(&self, request: &Request, ino: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
         let tree = Arc::clone(&self.tree);
         let by = request.pid();
         let work = move || tree.flush_handle(by, fh.0);
-        self.change("flush", ino.0, self.tree.flushing_takes_long(fh.0), reply, work);
+        self.change(self.call("flush", ino.0), self.tree.flushing_takes_long(fh.0), reply, work);
     }
 
     fn release(
@@ -477,7 +517,7 @@ impl Filesystem for Adapter {
     ) {
         let tree = Arc::clone(&self.tree);
         let work = move || tree.close(fh.0);
-        self.change("release", ino.0, self.tree.flushing_takes_long(fh.0), reply, work);
+        self.change(self.call("release", ino.0), self.tree.flushing_takes_long(fh.0), reply, work);
     }
 
     fn fallocate(
@@ -491,10 +531,10 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let (tree, by) = (Arc::clone(&self.tree), request.pid());
-        let busy = self.tree.busy(ino.0);
+        let (busy, call) = (self.tree.busy(ino.0), self.call("fallocate", ino.0));
         // It may have to bring in a large value first.
         self.on(&self.network, reply, ReplyEmpty::error, move |reply| {
-            let result = run("fallocate", ino.0, || tree.allocate_handle(by, fh.0, offset, length, mode));
+            let result = call.run(|| tree.allocate_handle(by, fh.0, offset, length, mode));
             drop(busy);
             done(reply, result);
         });
@@ -503,24 +543,26 @@ impl Filesystem for Adapter {
     fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
         let tree = Arc::clone(&self.tree);
         let work = move || tree.sync_handle(fh.0);
-        self.on(&self.disk, reply, ReplyEmpty::error, move |reply| done(reply, run("fsync", ino.0, work)));
+        let call = self.call("fsync", ino.0);
+        self.on(&self.disk, reply, ReplyEmpty::error, move |reply| done(reply, call.run(work)));
     }
 
     fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         let tree = Arc::clone(&self.tree);
         let work = move || tree.sync_directory(ino.0);
-        self.on(&self.disk, reply, ReplyEmpty::error, move |reply| done(reply, run("fsyncdir", ino.0, work)));
+        let call = self.call("fsyncdir", ino.0);
+        self.on(&self.disk, reply, ReplyEmpty::error, move |reply| done(reply, call.run(work)));
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        match run("opendir", ino.0, || self.tree.open_directory(ino.0)) {
+        match self.call("opendir", ino.0).run(|| self.tree.open_directory(ino.0)) {
             Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
             Err(error) => reply.error(error),
         }
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let result = run("readdir", ino.0, || {
+        let result = self.call("readdir", ino.0).run(|| {
             let handle = self.tree.handle(fh.0)?;
             self.tree.list(&handle, offset, false, &mut |item| {
                 reply.add(INodeNo(item.ino), item.next, file_type(item.kind), OsStr::from_bytes(item.name))
@@ -533,7 +575,7 @@ impl Filesystem for Adapter {
     }
 
     fn readdirplus(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        let result = run("readdirplus", ino.0, || {
+        let result = self.call("readdirplus", ino.0).run(|| {
             let handle = self.tree.handle(fh.0)?;
             self.tree.list(&handle, offset, true, &mut |item| {
                 let Some((attr, ttl)) = item.attr else { return false };
@@ -551,7 +593,7 @@ impl Filesystem for Adapter {
     fn releasedir(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
         done(
             reply,
-            run("releasedir", ino.0, || {
+            self.call("releasedir", ino.0).run(|| {
                 self.tree.close_directory(fh.0);
                 Ok(())
             }),
@@ -559,7 +601,7 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        match run("statfs", ino.0, || Ok(self.tree.space.ask()?)) {
+        match self.call("statfs", ino.0).run(|| Ok(self.tree.space.ask()?)) {
             Ok(disk) => {
                 let size = u32::try_from(disk.fragment_size()).unwrap_or(4096);
                 let (files, free) = (disk.files(), disk.files_free());
@@ -571,19 +613,19 @@ impl Filesystem for Adapter {
     }
 
     fn setxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
-        done(reply, run("setxattr", ino.0, || Tree::set_attribute(name.as_bytes())));
+        done(reply, self.call("setxattr", ino.0).run(|| Tree::set_attribute(name.as_bytes())));
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        attribute(reply, size, run("getxattr", ino.0, || self.tree.attribute(ino.0, name.as_bytes())));
+        attribute(reply, size, self.call("getxattr", ino.0).run(|| self.tree.attribute(ino.0, name.as_bytes())));
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        attribute(reply, size, run("listxattr", ino.0, || self.tree.attribute_names(ino.0)));
+        attribute(reply, size, self.call("listxattr", ino.0).run(|| self.tree.attribute_names(ino.0)));
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        done(reply, run("removexattr", ino.0, || Tree::set_attribute(name.as_bytes())));
+        done(reply, self.call("removexattr", ino.0).run(|| Tree::set_attribute(name.as_bytes())));
     }
 
     fn poll(
@@ -633,41 +675,32 @@ impl Adapter {
     /// Answers the replay of a name's making.
     fn replayed(&self, parent: INodeNo, name: &OsStr, kind: Type, reply: ReplyEntry) {
         // What the kernel then has may be old already, and it has no way to notice: it asks again.
-        match run("replay", parent.0, || self.tree.replayed_making(parent.0, name.as_bytes(), kind)) {
+        match self.call(REPLAY, parent.0).run(|| self.tree.replayed_making(parent.0, name.as_bytes(), kind)) {
             Ok(attr) => reply.entry(&NONE, &self.file_attr(&attr), Generation(0)),
             Err(error) => reply.error(error),
         }
     }
 
+    fn call(&self, name: &'static str, ino: u64) -> Call {
+        Call { tree: Arc::clone(&self.tree), name, ino, entry: None }
+    }
+
     /// Makes a change, and answers: here, unless it takes long or the disk does not keep up.
-    fn change(
-        &self,
-        call: &'static str,
-        ino: u64,
-        long: bool,
-        reply: ReplyEmpty,
-        work: impl FnOnce() -> Answer<()> + Send + 'static,
-    ) {
-        if long || self.tree.crowded(ino) {
-            self.on(&self.disk, reply, ReplyEmpty::error, move |reply| done(reply, run(call, ino, work)));
+    fn change(&self, call: Call, long: bool, reply: ReplyEmpty, work: impl FnOnce() -> Answer<()> + Send + 'static) {
+        if long || self.tree.crowded(call.ino) {
+            self.on(&self.disk, reply, ReplyEmpty::error, move |reply| done(reply, call.run(work)));
         } else {
-            done(reply, run(call, ino, work));
+            done(reply, call.run(work));
         }
     }
 
     /// The same, for what makes a name.
-    fn change_entry(
-        &self,
-        call: &'static str,
-        ino: u64,
-        reply: ReplyEntry,
-        work: impl FnOnce() -> Answer<Attr> + Send + 'static,
-    ) {
-        if !self.tree.crowded(ino) {
-            return self.entry(reply, run(call, ino, work));
+    fn change_entry(&self, call: Call, reply: ReplyEntry, work: impl FnOnce() -> Answer<Attr> + Send + 'static) {
+        if !self.tree.crowded(call.ino) {
+            return self.entry(reply, call.run(work));
         }
         let attr = self.shaper();
-        self.on(&self.disk, reply, ReplyEntry::error, move |reply| match run(call, ino, work) {
+        self.on(&self.disk, reply, ReplyEntry::error, move |reply| match call.run(work) {
             Ok(made) => reply.entry(&LONG, &attr(&made), Generation(0)),
             Err(error) => reply.error(error),
         });

@@ -62,6 +62,7 @@ impl Tree {
             ) => LONG,
             Some(
                 Place::Readme
+                | Place::Why
                 | Place::HeadsOf(_)
                 | Place::HeadsPath(_)
                 | Place::Head(_)
@@ -104,6 +105,7 @@ impl Tree {
             | Handle::Text(_)
             | Handle::Entries(_)
             | Handle::Changes(_)
+            | Handle::Why(_)
             | Handle::Version(_)
             | Handle::Replay => Err(errno::GENERATED),
         }
@@ -139,6 +141,7 @@ impl Tree {
             | Handle::Text(_)
             | Handle::Entries(_)
             | Handle::Changes(_)
+            | Handle::Why(_)
             | Handle::Version(_)
             | Handle::Replay => Ok(()),
         }
@@ -153,7 +156,14 @@ impl Tree {
                 self.changes.close(*reader);
                 Ok(())
             }
-            Some(Handle::Directory(_) | Handle::Text(_) | Handle::Entries(_) | Handle::Version(_) | Handle::Replay)
+            Some(
+                Handle::Directory(_)
+                | Handle::Text(_)
+                | Handle::Entries(_)
+                | Handle::Why(_)
+                | Handle::Version(_)
+                | Handle::Replay,
+            )
             | None => Ok(()),
         }
     }
@@ -166,6 +176,7 @@ impl Tree {
             | Handle::Text(_)
             | Handle::Entries(_)
             | Handle::Changes(_)
+            | Handle::Why(_)
             | Handle::Version(_)
             | Handle::Replay => Ok(()),
         }

@@ -24,6 +24,8 @@ pub(crate) enum Place {
     Root,
     /// `/README`.
     Readme,
+    /// `/.why`.
+    Why,
     /// `/stores`.
     Stores,
     /// `/stores/<name>`.
@@ -283,6 +285,7 @@ impl Inodes {
                 | Place::Version(_) => names.push(&inode.name),
                 Place::Root
                 | Place::Readme
+                | Place::Why
                 | Place::Stores
                 | Place::Store(_)
                 | Place::Link(_)

@@ -177,6 +177,13 @@ impl Tree {
     /// What could not be published goes to where a person finds it.
     pub(crate) fn put_aside(&self, store: StoreId, seen: &Seen, draft: &Draft, why: &Failure) {
         let path = String::from_utf8_lossy(&seen.path).into_owned();
+        self.note(
+            "publish",
+            seen.ino,
+            None,
+            why.number(),
+            &format!("{why}; what was written is kept: see `lattice status`"),
+        );
         match self.move_aside(store, seen, draft) {
             Ok(()) => tracing::error!(target: "fs", path, %why, "not published; it is kept: see `lattice status`"),
             Err(error) => tracing::error!(target: "fs", path, %why, %error, "not published, and not kept either"),

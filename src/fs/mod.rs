@@ -43,6 +43,7 @@ mod status;
 mod tree;
 mod waiting;
 mod watches;
+mod why;
 mod write;
 
 use std::path::PathBuf;

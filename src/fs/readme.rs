@@ -18,6 +18,7 @@ What you write here is signed, kept on this machine, and copied to the others as
   chat/<room>           read it, or append a line: echo hello >> chat/room ; tail -f follows;
                         lines that do more: /reply ID text, /react ID 👍, /edit ID text, /redact ID
   peers/<name>/         the machines: status, address, rtt, last_seen, lag
+  .why                  what failed on this mount last, and why; tail -f follows
 
 Names that begin with a dot are reached by name and not listed, so that copying a store copies its files only.
 
@@ -25,7 +26,7 @@ To settle a conflict: write the file as usual, or cp or mv one of its versions i
 or rm the versions in .heads that lose.
 
 Kept and copied: content, permissions, mtime, symbolic links, empty directories. Not kept: owners, hard links,
-device nodes, extended attributes. Editors' swap and backup files stay on this machine.
+device nodes, attributes (but the store's own: getfattr -d -m - FILE). Editors' swap and backup files stay on this machine.
 
 More: lattice --help, lattice status, lattice conflicts.
 ";

@@ -46,6 +46,8 @@ pub(crate) enum Handle {
     Directory(Mutex<Listing>),
     /// A generated file, as it was when it was opened.
     Text(Vec<u8>),
+    /// What failed last.
+    Why(super::why::Reader),
     /// A store's log.
     Entries(StoreId),
     /// A reader of what changes.
@@ -77,6 +79,7 @@ pub(crate) struct Tree {
     pub(crate) rooms: super::rooms::Rooms,
     pub(crate) replay: super::replay::Replay,
     pub(crate) moments: past::Moments,
+    pub(crate) why: super::why::Why,
     pub(crate) changes: Arc<super::changes::Changes>,
     notices: Sender<Notice>,
     /// Which of the process's mounts it is.
@@ -115,6 +118,7 @@ impl Tree {
             rooms: super::rooms::Rooms::default(),
             replay: super::replay::Replay::default(),
             moments: past::Moments::default(),
+            why: super::why::Why::default(),
             changes: Arc::default(),
             notices,
             number: MOUNTS.fetch_add(1, Ordering::Relaxed),
@@ -146,6 +150,15 @@ impl Tree {
     pub(crate) fn stores(&self) -> Vec<(String, StoreId)> {
         let stores = self.registry().map(|registry| registry.stores()).unwrap_or_default();
         stores.into_iter().filter(|store| store.kind == "kv").map(|store| (store.name, store.id)).collect()
+    }
+
+    /// Notes for people that a call on an inode, or on a name in it, failed.
+    pub(crate) fn note(&self, call: &str, ino: u64, name: Option<&[u8]>, number: i32, why: &dyn std::fmt::Display) {
+        let mut path = self.table().trail(ino);
+        if let Some(name) = name {
+            path = super::inodes::join(&path, name);
+        }
+        self.why.note(call, &path, number, why);
     }
 
     /// Tells the kernel, soon and from another thread.
@@ -219,6 +232,7 @@ impl Tree {
                 b"peers" => fixed(Place::Peers, Type::Directory),
                 b"chat" => fixed(Place::Chat, Type::Directory),
                 b".heads" => fixed(Place::Heads, Type::Directory),
+                b".why" => Some((Place::Why, Type::File, NONE)),
                 _ => None,
             },
             Place::Stores => store(name).and_then(|(_, id)| fixed(Place::Store(id), Type::Directory)),
@@ -256,6 +270,7 @@ impl Tree {
             // A directory that is a head or a version of a key is an empty one: what was in it are other keys.
             Place::Head(_) | Place::Version(_) if directory.kind == Type::Directory => None,
             Place::Readme
+            | Place::Why
             | Place::Link(_)
             | Place::Head(_)
             | Place::Version(_)
@@ -300,6 +315,7 @@ impl Tree {
             | Place::HistoryPath(_) => Vec::new(),
             Place::Head(_) | Place::Version(_) if directory.kind == Type::Directory => Vec::new(),
             Place::Readme
+            | Place::Why
             | Place::Link(_)
             | Place::Head(_)
             | Place::Version(_)
@@ -333,6 +349,10 @@ impl Tree {
             Place::Status(id) => attr(Type::File, 0o444, status::text(self, id)?.len()),
             Place::Entries(id) => entries::attr(self, &seen, id)?,
             Place::Changes(_) => attr(Type::File, 0o444, 0),
+            Place::Why => {
+                let (size, changed) = self.why.size();
+                Attr { mtime: changed.unwrap_or(self.since), ..attr(Type::File, 0o444, size) }
+            }
             Place::Head(id) => heads::attr(self, &seen, id)?,
             Place::Key(id) => self.key_attr(&seen, id)?,
         })
@@ -354,6 +374,7 @@ impl Tree {
             Place::Version(id) => past::target(self, id, &history::version(self, &seen, id)?),
             Place::Root
             | Place::Readme
+            | Place::Why
             | Place::Stores
             | Place::Store(_)
             | Place::Keys(_)
@@ -400,6 +421,7 @@ impl Tree {
             Place::Readme => text(readme::text(self)),
             Place::PeerFile => text(members::text(self, &seen)?),
             Place::Status(id) => text(status::text(self, id)?),
+            Place::Why => Ok(Open { handle: self.hold(Handle::Why(self.why.open())), caching: Caching::Direct }),
             Place::Entries(id) => {
                 self.kv(&id)?;
                 Ok(Open { handle: self.hold(Handle::Entries(id)), caching: Caching::Direct })

@@ -280,3 +280,34 @@ fn the_inode_of_a_log_is_told_to_be_as_large_as_its_entries_are_many() {
         assert_eq!(fs::metadata(&path).unwrap().size(), count * 128);
     }
 }
+
+#[test]
+fn why_tells_what_failed_on_the_mount_and_not_what_fails_all_the_time() {
+    let world = World::new();
+    let path = world.at.join(".why");
+    assert_eq!(fs::read(&path).unwrap(), b"");
+    assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+    world.sh("echo x > f; mkdir d; touch d/g; echo hello >> $MESH/chat/room");
+    let tail = Program::start("tail", &["-n", "+1", "-f"], &path);
+    for script in ["cat none", "mkdir d", "rmdir d", "mkfifo pipe", "echo x > $MESH/stores/home/.at/now/f"] {
+        assert!(!world.try_sh(script).status.success(), "{script}");
+    }
+    assert!(!world.try_sh("echo again > $MESH/chat/room; echo x > $MESH/README").status.success());
+    assert!(!world.try_sh("mkdir $MESH/stores/new").status.success());
+    let told = fs::read_to_string(&path).unwrap();
+    let lines: Vec<_> = told.lines().map(|line| line.split_once(' ').unwrap().1).collect();
+    let expected = [
+        "mknod stores/home/keys/pipe EPERM: devices, pipes and sockets can't be kept",
+        "open stores/home/.at/now/f EROFS: what was can only be read",
+        "open chat/room EPERM: a room can only be appended to (>>)",
+        "mkdir stores/new EPERM: files can be made only in stores/<name>/keys",
+    ];
+    assert_eq!(lines, expected);
+    assert_eq!(fs::metadata(&path).unwrap().len(), told.len() as u64);
+    for line in expected {
+        assert!(next(&tail.1).ends_with(line));
+    }
+    // Whatever was written by other programs is shown, not obeyed.
+    assert!(!world.try_sh("mkfifo $'p\\e[2J'").status.success());
+    assert!(next(&tail.1).contains("p\\u{1b}[2J EPERM"));
+}
