@@ -66,6 +66,12 @@ impl Adapter {
         }
     }
 
+    /// The attributes for the thread that replays. What it removes is linked until it has done so: of what is not the kernel tells watchers
+    /// that it is gone, and forgets them.
+    fn linked(&self, attr: &Attr) -> FileAttr {
+        FileAttr { nlink: 1, ..self.file_attr(attr) }
+    }
+
     fn entry(&self, reply: ReplyEntry, result: Result<Attr, Errno>) {
         match result {
             Ok(attr) => reply.entry(&LONG, &self.file_attr(&attr), Generation(0)),
@@ -200,7 +206,8 @@ impl Filesystem for Adapter {
         };
         match self.call("lookup", parent.0).named(name).run(look) {
             Ok(Found::This(attr, ttl)) => {
-                reply.entry_with_ttls(&ttl, &ttl, &self.file_attr(&attr), Generation(0));
+                let attr = if self.replays(request) { self.linked(&attr) } else { self.file_attr(&attr) };
+                reply.entry_with_ttls(&ttl, &ttl, &attr, Generation(0));
             }
             Ok(Found::Nothing(NONE)) => reply.error(Errno::ENOENT),
             Ok(Found::Nothing(ttl)) => {
@@ -215,7 +222,13 @@ impl Filesystem for Adapter {
         self.tree.table().forget(ino.0, times);
     }
 
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        if self.replays(request) {
+            return match self.call(REPLAY, ino.0).run(|| self.tree.replayed_attr(ino.0)) {
+                Ok(attr) => reply.attr(&NONE, &self.linked(&attr)),
+                Err(error) => reply.error(error),
+            };
+        }
         match self.call("getattr", ino.0).run(|| Ok((self.tree.attr(ino.0)?, self.tree.ttl(ino.0)))) {
             Ok((attr, ttl)) => reply.attr(&ttl, &self.file_attr(&attr)),
             Err(error) => reply.error(error),
@@ -242,7 +255,7 @@ impl Filesystem for Adapter {
     ) {
         if self.replays(request) {
             return match self.call(REPLAY, ino.0).run(|| self.tree.attr(ino.0)) {
-                Ok(attr) => reply.attr(&NONE, &self.file_attr(&attr)),
+                Ok(attr) => reply.attr(&NONE, &self.linked(&attr)),
                 Err(error) => reply.error(error),
             };
         }

@@ -258,7 +258,9 @@ impl Herald<'_> {
             table = self.tree.table();
             let ino = table.enter(parent, name, Place::Key(store), Type::Directory);
             table.pin(ino);
-            self.tree.replay.pinned(ino);
+            if !self.tree.replay.pins(ino) {
+                table.unpin(ino);
+            }
         }
         drop(table);
         self.tree.replay.add(parent, name, act);

@@ -70,12 +70,20 @@ pub(crate) enum Expected {
 struct Queue {
     order: VecDeque<Name>,
     acts: HashMap<Name, Act>,
-    /// Directories in which more changed than waits by name.
+    /// Directories in which more changed than waits by name: no more than [`MOST`].
     directories: BTreeSet<u64>,
-    /// Inodes that are kept for what waits.
+    /// Inodes that are kept for what waits: no more than [`MOST`].
     pinned: Vec<u64>,
     current: Option<(Name, Expected)>,
     stop: bool,
+}
+
+impl Queue {
+    fn crowd(&mut self, directory: u64) {
+        if self.directories.len() < MOST {
+            self.directories.insert(directory);
+        }
+    }
 }
 
 /// See the module.
@@ -147,7 +155,7 @@ impl Replay {
             queue.acts.insert(key.clone(), act);
             queue.order.push_back(key);
         } else {
-            queue.directories.insert(parent);
+            queue.crowd(parent);
         }
         drop(queue);
         self.changed.notify_one();
@@ -156,14 +164,19 @@ impl Replay {
     /// Has watchers of a directory told that something in it changed.
     pub(crate) fn add_directory(&self, directory: u64) {
         if self.is_on() {
-            locked(&self.queue).directories.insert(directory);
+            locked(&self.queue).crowd(directory);
             self.changed.notify_one();
         }
     }
 
-    /// Notes an inode that was pinned for what waits.
-    pub(crate) fn pinned(&self, ino: u64) {
-        locked(&self.queue).pinned.push(ino);
+    /// Notes an inode that is to be pinned for what waits; `false` if there are too many. What comes in it is then not told.
+    pub(crate) fn pins(&self, ino: u64) -> bool {
+        let mut queue = locked(&self.queue);
+        let room = queue.pinned.len() < MOST;
+        if room {
+            queue.pinned.push(ino);
+        }
+        room
     }
 
     /// Waits until there is something, and then for as long as `gather` says for what comes with it. How many names wait; `None` if
@@ -264,6 +277,19 @@ mod tests {
         assert_eq!(replay.wait(|| Duration::ZERO), Some(MOST));
         while replay.next().is_some() {}
         assert_eq!(replay.rest().0, BTreeSet::from([2]));
+    }
+
+    #[test]
+    fn no_more_is_kept_for_what_waits_than_can_wait() {
+        let replay = replay();
+        let most = MOST as u64;
+        for ino in 0..=most {
+            assert_eq!(replay.pins(ino), ino < most);
+            replay.add_directory(ino);
+        }
+        let (directories, pinned) = replay.rest();
+        assert_eq!((directories.len(), pinned.len()), (MOST, MOST));
+        assert!(replay.pins(0));
     }
 
     #[test]

@@ -283,11 +283,30 @@ impl Tree {
                 found => return found,
             },
         };
-        let known = ghost.ino.and_then(|ino| self.table().see(ino).ok());
-        let ino = known.map_or_else(|| GHOSTS.fetch_add(1, Ordering::Relaxed), |seen| seen.ino);
-        self.table().given(ino);
+        let ino = {
+            // Under one lock: the kernel may be about to forget it.
+            let mut table = self.table();
+            let known = ghost.ino.filter(|ino| table.place(*ino).is_some());
+            let ino = known.unwrap_or_else(|| GHOSTS.fetch_add(1, Ordering::Relaxed));
+            table.given(ino);
+            ino
+        };
         let mode = if ghost.kind == Type::Directory { 0o755 } else { 0o644 };
         Ok(Found::This(Attr { ino, kind: ghost.kind, mode, size: 0, mtime: self.since }, NONE))
+    }
+
+    /// The attributes of a file. A directory that is gone stands until all that was in it is told to be gone: before each removal
+    /// in it the kernel asks who may write to it.
+    pub(crate) fn replayed_attr(&self, ino: u64) -> Answer<Attr> {
+        let gone = match self.attr(ino) {
+            Ok(attr) => return Ok(attr),
+            Err(gone) => gone,
+        };
+        let seen = self.table().see(ino)?;
+        if seen.kind != Type::Directory || !matches!(seen.place, Place::Key(_)) {
+            return Err(gone);
+        }
+        Ok(Attr { ino, kind: Type::Directory, mode: 0o755, size: 0, mtime: self.since })
     }
 
     /// Makes what is there already.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use lattice::clock;
 use lattice::fs::{Options, mount};
 use lattice::replication::log::Origin;
+use lattice::stores::Merge;
 use lattice::stores::kv::{Kind, Op, Value};
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
@@ -166,7 +167,7 @@ fn attributes_set_elsewhere_fire_attrib_and_nothing_of_content() {
 }
 
 #[test]
-fn a_tree_made_elsewhere_fires_for_what_is_watched_of_it_and_one_removed_for_its_top() {
+fn a_tree_made_elsewhere_fires_for_what_is_watched_of_it() {
     let world = World::new();
     let mut watcher = Watcher::new(&[&world.key("")]);
     world.there.put("d/e/f", b"x");
@@ -183,12 +184,41 @@ fn a_tree_made_elsewhere_fires_for_what_is_watched_of_it_and_one_removed_for_its
     watcher.until(CREATE, "link");
     watcher.until(CREATE, "g");
     assert_eq!(fs::read(world.key("link")).unwrap(), b"y");
-    for path in ["d/e/f", "d/e/g"] {
-        world.there.delete(path);
+}
+
+#[test]
+fn of_a_tree_that_is_removed_elsewhere_at_once_each_removal_is_told_the_deepest_first() {
+    let world = World::new();
+    for round in 0..20 {
+        for path in ["d/e/f", "d/e/g"] {
+            world.there.put(path, b"x");
+        }
+        world.here.pull(&world.there);
+        eventually("the tree", || fs::metadata(world.key("d/e/g")).is_ok());
+        // What watchers of it are told of its making comes first.
+        let mut watcher = Watcher::new(&[&world.key("")]);
+        world.there.put(&format!("after{round}"), b"x");
+        world.here.pull(&world.there);
+        watcher.until(CLOSED, &format!("after{round}"));
+        let mut watcher = Watcher::new(&[&world.key(""), &world.key("d"), &world.key("d/e")]);
+        if round % 2 == 0 {
+            for path in ["d/e/f", "d/e/g"] {
+                world.there.delete(path);
+            }
+        } else {
+            let ops = ["d/e/f", "d/e/g"].map(|path| Op::Delete {
+                path: path.into(),
+                supersedes: world.there.heads(path).iter().flat_map(Merge::all).map(|head| head.id).collect(),
+            });
+            world.there.home().submit(ops.to_vec(), Origin::Local).unwrap();
+        }
+        world.here.pull(&world.there);
+        let told = watcher.until(DELETE | ISDIR, "d");
+        let gone = |told: &&Told| told.1.contains(DELETE);
+        let names: Vec<_> = told.iter().filter(gone).map(|told| told.2.as_str()).collect();
+        assert_eq!(names, ["f", "g", "e", "d"], "round {round}: {told:?}");
+        assert!(fs::metadata(world.key("d")).is_err());
     }
-    world.here.pull(&world.there);
-    watcher.until(DELETE | ISDIR, "d");
-    assert!(fs::metadata(world.key("d")).is_err());
 }
 
 #[test]
