@@ -79,6 +79,10 @@ impl lattice::blobs::Payloads for NoBlobs {
     fn open(&self, _: &lattice::ids::Hash) -> Result<Option<std::fs::File>, lattice::blobs::BlobError> {
         Ok(None)
     }
+    fn list(&self) -> Result<Vec<lattice::ids::Hash>, lattice::blobs::BlobError> {
+        Ok(Vec::new())
+    }
+
     fn fetch(&self, _: &lattice::ids::Hash, _: u64, _: Duration) -> Result<std::fs::File, lattice::blobs::BlobError> {
         unreachable!("values are small here")
     }

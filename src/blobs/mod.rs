@@ -95,6 +95,12 @@ pub trait Payloads: Send + Sync + 'static {
     /// If the disk fails.
     fn open(&self, hash: &Hash) -> Result<Option<File>, BlobError>;
 
+    /// The blobs of which all is here, in no order.
+    ///
+    /// # Errors
+    /// If the store fails.
+    fn list(&self) -> Result<Vec<Hash>, BlobError>;
+
     /// The blob, fetched first from a connected member if it is not here, for at most `patience`.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ use iroh_blobs::api::blobs::{AddPathOptions, BlobStatus, ImportMode};
 use iroh_blobs::store::fs::FsStore;
 use iroh_blobs::store::fs::options::{InlineOptions, Options, PathOptions};
 use iroh_blobs::{BlobFormat, HashAndFormat};
+use n0_future::StreamExt;
 use tokio::runtime::Handle;
 
 use super::fetch::Fetcher;
@@ -25,6 +26,8 @@ use crate::ids::Hash;
 use crate::net::iroh::{Node, Protocol};
 
 const DATABASE: &str = "blobs.db";
+/// What names a blob that stays, before its hash.
+const KEEP: &str = "keep/";
 
 /// What is wanted and not here yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -151,7 +154,7 @@ impl Disk {
     /// after the bytes are on the medium: so a blob that has its name needs nothing more.
     pub(super) async fn keep(&self, hash: &Hash) -> Result<(), BlobError> {
         let content = HashAndFormat::raw(key(hash));
-        let name = format!("keep/{hash}");
+        let name = format!("{KEEP}{hash}");
         if self.store.tags().get(&name).await.map_err(failed)?.is_none() {
             let files = [self.paths.data_path(&content.hash), self.paths.outboard_path(&content.hash)];
             let directory = self.paths.data_path.clone();
@@ -221,6 +224,17 @@ impl Payloads for Blobs {
         size.map(|size| self.disk.file(hash, size)).transpose()
     }
 
+    fn list(&self) -> Result<Vec<Hash>, BlobError> {
+        self.disk.runtime.block_on(async {
+            let mut kept = self.disk.store.tags().list_prefix(KEEP).await.map_err(failed)?;
+            let mut found = Vec::new();
+            while let Some(tag) = kept.next().await {
+                found.push(Hash(*tag.map_err(failed)?.hash.as_bytes()));
+            }
+            Ok(found)
+        })
+    }
+
     fn fetch(&self, hash: &Hash, size: u64, patience: Duration) -> Result<File, BlobError> {
         if let Some(file) = self.open(hash)? {
             return Ok(file);
@@ -275,6 +289,9 @@ mod tests {
             let file = blobs.open(&blake3::hash(sample).into()).unwrap().unwrap();
             assert!(content(file) == *sample, "a sample of {} bytes", sample.len());
         }
+        let hashes = |all: Vec<Hash>| all.into_iter().collect::<std::collections::BTreeSet<_>>();
+        let expected = samples.iter().map(|sample| Hash::from(blake3::hash(sample))).collect();
+        assert_eq!(hashes(blobs.list().unwrap()), hashes(expected));
         runtime_two.block_on(blobs.shutdown()).unwrap();
     }
 

@@ -8,7 +8,7 @@ use super::rooms::Reader;
 use super::tree::{Tree, locked};
 use crate::replication::log::Receipt;
 use crate::stores::Chat;
-use crate::stores::chat::Op;
+use crate::stores::chat::{Form, Op};
 
 /// The longest line that is waited for, in bytes.
 const LINE: usize = crate::replication::limits::PAYLOAD;
@@ -21,6 +21,7 @@ const TOO_LONG: Failure = Failure::Refused(libc::EMSGSIZE, "the line is too long
 #[derive(Debug)]
 pub(crate) struct RoomHandle {
     room: String,
+    form: Form,
     /// The start of a line whose end was not written yet.
     partial: Mutex<Vec<u8>>,
     last: Mutex<Option<Receipt>>,
@@ -60,17 +61,18 @@ pub(crate) fn may_be_made(tree: &Tree, name: &[u8]) -> Answer<()> {
 }
 
 /// A room's attributes. One that was just opened and not posted to is empty.
-pub(crate) fn attr(tree: &Tree, seen: &Seen) -> Answer<Attr> {
+pub(crate) fn attr(tree: &Tree, seen: &Seen, form: Form) -> Answer<Attr> {
     let name = room(&seen.name)?;
     let chat = chat(tree)?;
     let last = chat.room(name)?.map(|room| room.touched.millis().0);
     let mtime = last.map_or(tree.since, |millis| i64::try_from(millis).unwrap_or(0).saturating_mul(1_000_000));
-    let size = tree.rooms.size(&chat, name)?;
-    Ok(Attr { ino: seen.ino, kind: Type::File, mode: 0o644, size, mtime })
+    let size = tree.rooms.size(&chat, (name, form))?;
+    let mode = if form == Form::Text { 0o644 } else { 0o444 };
+    Ok(Attr { ino: seen.ino, kind: Type::File, mode, size, mtime })
 }
 
 /// Opens a room: to read, or to append.
-pub(crate) fn open(tree: &Tree, seen: &Seen, flags: i32) -> Answer<RoomHandle> {
+pub(crate) fn open(tree: &Tree, seen: &Seen, flags: i32, form: Form) -> Answer<RoomHandle> {
     let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
     if flags & libc::O_TRUNC != 0 || (writes && flags & libc::O_APPEND == 0) {
         return Err(errno::APPEND_ONLY);
@@ -84,13 +86,13 @@ pub(crate) fn open(tree: &Tree, seen: &Seen, flags: i32) -> Answer<RoomHandle> {
     }
     let name = room(&seen.name)?;
     let reads = flags & libc::O_ACCMODE != libc::O_WRONLY;
-    let reader = if reads { Some(tree.rooms.open(&chat, name)?) } else { None };
-    Ok(RoomHandle { room: name.to_owned(), partial: Mutex::default(), last: Mutex::default(), reader })
+    let reader = if reads { Some(tree.rooms.open(&chat, (name, form))?) } else { None };
+    Ok(RoomHandle { room: name.to_owned(), form, partial: Mutex::default(), last: Mutex::default(), reader })
 }
 
 /// The room as it was when it was opened, and after that what is new.
 pub(crate) fn read(tree: &Tree, handle: &RoomHandle, offset: u64, size: usize) -> Answer<Vec<u8>> {
-    handle.reader.as_ref().ok_or(WRITE_ONLY)?.read(&*chat(tree)?, &handle.room, offset, size)
+    handle.reader.as_ref().ok_or(WRITE_ONLY)?.read(&*chat(tree)?, (&handle.room, handle.form), offset, size)
 }
 
 /// Posts the lines that are complete.

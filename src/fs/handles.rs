@@ -58,7 +58,8 @@ impl Tree {
                 | Place::Key(_)
                 | Place::Heads
                 | Place::Peers
-                | Place::Chat,
+                | Place::Chat
+                | Place::Json,
             ) => LONG,
             Some(
                 Place::Readme
@@ -78,7 +79,10 @@ impl Tree {
                 | Place::Changes(_)
                 | Place::Peer
                 | Place::PeerFile
-                | Place::Room,
+                | Place::Room
+                | Place::JsonRoom
+                | Place::Blobs
+                | Place::Blob,
             )
             | None => NONE,
         }
@@ -103,6 +107,7 @@ impl Tree {
             Handle::Room(room) => super::chat::write(self, room, data),
             Handle::Directory(_)
             | Handle::Text(_)
+            | Handle::Blob(_)
             | Handle::Entries(_)
             | Handle::Changes(_)
             | Handle::Why(_)
@@ -139,6 +144,7 @@ impl Tree {
             Handle::Room(room) => super::chat::flush(self, room),
             Handle::Directory(_)
             | Handle::Text(_)
+            | Handle::Blob(_)
             | Handle::Entries(_)
             | Handle::Changes(_)
             | Handle::Why(_)
@@ -161,6 +167,7 @@ impl Tree {
                 | Handle::Text(_)
                 | Handle::Entries(_)
                 | Handle::Why(_)
+                | Handle::Blob(_)
                 | Handle::Version(_)
                 | Handle::Replay,
             )
@@ -174,6 +181,7 @@ impl Tree {
             Handle::Room(room) => super::chat::sync(self, room),
             Handle::Directory(_)
             | Handle::Text(_)
+            | Handle::Blob(_)
             | Handle::Entries(_)
             | Handle::Changes(_)
             | Handle::Why(_)

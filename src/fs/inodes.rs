@@ -74,6 +74,14 @@ pub(crate) enum Place {
     Chat,
     /// `/chat/<room>`.
     Room,
+    /// `/chat/.json`.
+    Json,
+    /// `/chat/.json/<room>`.
+    JsonRoom,
+    /// `/blobs`.
+    Blobs,
+    /// `/blobs/<hash>`.
+    Blob,
 }
 
 impl Place {
@@ -303,7 +311,11 @@ impl Inodes {
                 | Place::Peer
                 | Place::PeerFile
                 | Place::Chat
-                | Place::Room => break,
+                | Place::Room
+                | Place::Json
+                | Place::JsonRoom
+                | Place::Blobs
+                | Place::Blob => break,
             }
             at = inode.parent;
         }

@@ -27,6 +27,7 @@ mod members;
 mod mounts;
 mod names;
 mod past;
+mod payloads;
 mod pool;
 mod readme;
 mod recover;

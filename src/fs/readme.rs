@@ -17,6 +17,8 @@ What you write here is signed, kept on this machine, and copied to the others as
   stores/<name>/.watch  reading waits, and gives a line of JSON for each change
   chat/<room>           read it, or append a line: echo hello >> chat/room ; tail -f follows;
                         lines that do more: /reply ID text, /react ID 👍, /edit ID text, /redact ID
+  chat/.json/<room>     the same for programs, a line of JSON a message
+  blobs/<hash>          the large values that are on this machine, by their BLAKE3 hashes
   peers/<name>/         the machines: status, address, rtt, last_seen, lag
   .why                  what failed on this mount last, and why; tail -f follows
 

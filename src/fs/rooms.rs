@@ -12,11 +12,13 @@ use super::errno::Answer;
 use super::tree::locked;
 use crate::ids::StoreId;
 use crate::stores::Chat;
-use crate::stores::chat::Reading;
+use crate::stores::chat::{Form, Reading};
 
-/// The rooms that were looked at, by name.
+type Shared = Arc<Mutex<Room>>;
+
+/// The rooms that were looked at, by name and form.
 #[derive(Debug, Default)]
-pub(crate) struct Rooms(Mutex<BTreeMap<String, Arc<Mutex<Room>>>>);
+pub(crate) struct Rooms(Mutex<BTreeMap<(String, Form), Shared>>);
 
 #[derive(Debug, Default)]
 struct Room {
@@ -32,7 +34,7 @@ struct Room {
 }
 
 impl Room {
-    fn update(&mut self, chat: &Chat, name: &str) -> Answer<()> {
+    fn update(&mut self, chat: &Chat, (name, form): (&str, Form)) -> Answer<()> {
         // Taken first: what comes while the room is read is read again the next time.
         let state = (chat.log().store(), chat.log().database().staged());
         if self.state == Some(state) {
@@ -40,9 +42,9 @@ impl Room {
         }
         let mut reading = if self.openings.is_empty() {
             self.news.clear();
-            chat.reading(name)?
+            chat.reading(name, form)?
         } else {
-            let (reading, news) = chat.since(name, &self.reading)?;
+            let (reading, news) = chat.since(name, form, &self.reading)?;
             self.news.extend(news.into_bytes());
             reading
         };
@@ -71,12 +73,12 @@ pub(crate) struct Reader {
 }
 
 impl Rooms {
-    fn room(&self, name: &str) -> Arc<Mutex<Room>> {
-        Arc::clone(locked(&self.0).entry(name.to_owned()).or_default())
+    fn room(&self, (name, form): (&str, Form)) -> Shared {
+        Arc::clone(locked(&self.0).entry((name.to_owned(), form)).or_default())
     }
 
     /// How large the room is now.
-    pub(crate) fn size(&self, chat: &Chat, name: &str) -> Answer<u64> {
+    pub(crate) fn size(&self, chat: &Chat, name: (&str, Form)) -> Answer<u64> {
         let room = self.room(name);
         let mut room = locked(&room);
         room.update(chat, name)?;
@@ -84,7 +86,7 @@ impl Rooms {
     }
 
     /// Opens a room for reading.
-    pub(crate) fn open(&self, chat: &Chat, name: &str) -> Answer<Reader> {
+    pub(crate) fn open(&self, chat: &Chat, name: (&str, Form)) -> Answer<Reader> {
         let shared = self.room(name);
         let mut room = locked(&shared);
         room.update(chat, name)?;
@@ -98,7 +100,7 @@ impl Rooms {
 
 impl Reader {
     /// At most `size` bytes from `offset` on.
-    pub(crate) fn read(&self, chat: &Chat, name: &str, offset: u64, size: usize) -> Answer<Vec<u8>> {
+    pub(crate) fn read(&self, chat: &Chat, name: (&str, Form), offset: u64, size: usize) -> Answer<Vec<u8>> {
         let mut bytes = part(&self.text, offset, size);
         if bytes.len() < size {
             let mut room = locked(&self.room);

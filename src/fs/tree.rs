@@ -18,11 +18,12 @@ use super::inodes::{Attr, Inodes, Place, ROOT, Seen, Type};
 use super::keys::FileHandle;
 use super::listing::Listing;
 use super::waiting::Waiting;
-use super::{Sources, chat, entries, heads, history, keys, members, past, readme, status};
+use super::{Sources, chat, entries, heads, history, keys, members, past, payloads, readme, status};
 use crate::clock;
 use crate::ids::StoreId;
 use crate::replication::log::{Origin, Receipt};
 use crate::stores::Registry;
+use crate::stores::chat::Form;
 use crate::stores::kv::{Kv, Op};
 
 /// How long the kernel may keep what it was told, unless it is told otherwise.
@@ -46,6 +47,8 @@ pub(crate) enum Handle {
     Directory(Mutex<Listing>),
     /// A generated file, as it was when it was opened.
     Text(Vec<u8>),
+    /// A large value.
+    Blob(std::fs::File),
     /// What failed last.
     Why(super::why::Reader),
     /// A store's log.
@@ -231,6 +234,7 @@ impl Tree {
                 b"stores" => fixed(Place::Stores, Type::Directory),
                 b"peers" => fixed(Place::Peers, Type::Directory),
                 b"chat" => fixed(Place::Chat, Type::Directory),
+                b"blobs" => fixed(Place::Blobs, Type::Directory),
                 b".heads" => fixed(Place::Heads, Type::Directory),
                 b".why" => Some((Place::Why, Type::File, NONE)),
                 _ => None,
@@ -265,7 +269,10 @@ impl Tree {
                 let file = members::files(self, directory).into_iter().any(|file| file.as_bytes() == name);
                 file.then_some((Place::PeerFile, Type::File, NONE))
             }
+            Place::Chat if name == b".json" => fixed(Place::Json, Type::Directory),
             Place::Chat => chat::is(self, name).then_some((Place::Room, Type::File, NONE)),
+            Place::Json => chat::is(self, name).then_some((Place::JsonRoom, Type::File, NONE)),
+            Place::Blobs => payloads::is(self, name)?.then_some((Place::Blob, Type::File, NONE)),
             Place::Keys(_) | Place::Key(_) => None,
             // A directory that is a head or a version of a key is an empty one: what was in it are other keys.
             Place::Head(_) | Place::Version(_) if directory.kind == Type::Directory => None,
@@ -278,7 +285,9 @@ impl Tree {
             | Place::Entries(_)
             | Place::Changes(_)
             | Place::PeerFile
-            | Place::Room => return Err(errno::NOT_DIRECTORY),
+            | Place::Room
+            | Place::JsonRoom
+            | Place::Blob => return Err(errno::NOT_DIRECTORY),
         })
     }
 
@@ -289,6 +298,7 @@ impl Tree {
         Ok(match directory.place {
             Place::Root => vec![
                 (b"README".to_vec(), Place::Readme, Type::File),
+                dir("blobs", Place::Blobs),
                 dir("chat", Place::Chat),
                 dir("peers", Place::Peers),
                 dir("stores", Place::Stores),
@@ -307,6 +317,10 @@ impl Tree {
             Place::Chat => {
                 chat::names(self).into_iter().map(|name| (name.into_bytes(), Place::Room, Type::File)).collect()
             }
+            Place::Json => {
+                chat::names(self).into_iter().map(|name| (name.into_bytes(), Place::JsonRoom, Type::File)).collect()
+            }
+            Place::Blobs => payloads::list(self)?,
             Place::Keys(_)
             | Place::Key(_)
             | Place::Then(..)
@@ -323,7 +337,9 @@ impl Tree {
             | Place::Entries(_)
             | Place::Changes(_)
             | Place::PeerFile
-            | Place::Room => return Err(errno::NOT_DIRECTORY),
+            | Place::Room
+            | Place::JsonRoom
+            | Place::Blob => return Err(errno::NOT_DIRECTORY),
         })
     }
 
@@ -345,7 +361,10 @@ impl Tree {
             Place::Readme => attr(Type::File, 0o444, readme::text(self).len()),
             Place::Link(id) => attr(Type::Symlink, 0o777, self.link(&id)?.len()),
             Place::PeerFile => attr(Type::File, 0o444, members::text(self, &seen)?.len()),
-            Place::Room => chat::attr(self, &seen)?,
+            Place::Json | Place::Blobs => directory(0o555),
+            Place::Room => chat::attr(self, &seen, Form::Text)?,
+            Place::JsonRoom => chat::attr(self, &seen, Form::Json)?,
+            Place::Blob => payloads::attr(self, &seen)?,
             Place::Status(id) => attr(Type::File, 0o444, status::text(self, id)?.len()),
             Place::Entries(id) => entries::attr(self, &seen, id)?,
             Place::Changes(_) => attr(Type::File, 0o444, 0),
@@ -393,7 +412,11 @@ impl Tree {
             | Place::Peer
             | Place::PeerFile
             | Place::Chat
-            | Place::Room => Err(errno::INVALID),
+            | Place::Room
+            | Place::Json
+            | Place::JsonRoom
+            | Place::Blobs
+            | Place::Blob => Err(errno::INVALID),
         }
     }
 
@@ -413,11 +436,19 @@ impl Tree {
                 Ok(Open { handle: self.hold(Handle::File(handle)), caching })
             }
             Place::Room => {
-                let handle = chat::open(self, &seen, flags)?;
+                let handle = chat::open(self, &seen, flags, Form::Text)?;
                 Ok(Open { handle: self.hold(Handle::Room(handle)), caching: Caching::Direct })
             }
             place if writes && place.is_past() => Err(errno::PAST),
             _ if writes => Err(errno::GENERATED),
+            Place::JsonRoom => {
+                let handle = chat::open(self, &seen, flags, Form::Json)?;
+                Ok(Open { handle: self.hold(Handle::Room(handle)), caching: Caching::Direct })
+            }
+            Place::Blob => {
+                let handle = Handle::Blob(payloads::open(self, &seen)?);
+                Ok(Open { handle: self.hold(handle), caching: Caching::Default })
+            }
             Place::Readme => text(readme::text(self)),
             Place::PeerFile => text(members::text(self, &seen)?),
             Place::Status(id) => text(status::text(self, id)?),
@@ -448,7 +479,9 @@ impl Tree {
             | Place::HistoryPath(_)
             | Place::Peers
             | Place::Peer
-            | Place::Chat => Err(errno::IS_DIRECTORY),
+            | Place::Chat
+            | Place::Json
+            | Place::Blobs => Err(errno::IS_DIRECTORY),
         }
     }
 

@@ -311,6 +311,12 @@ impl Registry {
         self.root.mesh()
     }
 
+    /// Where large values are.
+    #[must_use]
+    pub fn payloads(&self) -> &Arc<dyn Payloads> {
+        &self.payloads
+    }
+
     /// The root store.
     #[must_use]
     pub const fn root(&self) -> &Arc<Root> {

@@ -44,6 +44,10 @@ impl Payloads for Shelf {
         }))
     }
 
+    fn list(&self) -> Result<Vec<Hash>, BlobError> {
+        Ok(self.0.lock().unwrap().keys().copied().collect())
+    }
+
     fn fetch(&self, hash: &Hash, _size: u64, waited: Duration) -> Result<File, BlobError> {
         self.open(hash)?.ok_or(BlobError::Absent { hash: *hash, waited })
     }

@@ -311,3 +311,33 @@ fn why_tells_what_failed_on_the_mount_and_not_what_fails_all_the_time() {
     assert!(!world.try_sh("mkfifo $'p\\e[2J'").status.success());
     assert!(next(&tail.1).contains("p\\u{1b}[2J EPERM"));
 }
+
+#[test]
+fn large_values_that_are_here_are_files_named_by_their_hashes() {
+    let world = World::new();
+    let value = vec![7; 100_000];
+    fs::write(world.key("large"), &value).unwrap();
+    world.sh("echo small > small");
+    let hash = blake3::hash(&value).to_string();
+    assert_eq!(world.sh("ls $MESH/blobs"), format!("{hash}\n"));
+    let path = world.at.join("blobs").join(&hash);
+    assert!(fs::read(&path).unwrap() == value);
+    let meta = fs::metadata(&path).unwrap();
+    assert_eq!((meta.len(), meta.mode() & 0o777), (100_000, 0o444));
+    assert!(
+        !world
+            .try_sh(&format!("echo x > $MESH/blobs/{hash} || rm $MESH/blobs/{hash} || echo x > $MESH/blobs/x"))
+            .status
+            .success()
+    );
+    // What is only elsewhere is not listed, and looking does not fetch it.
+    world.there.pull(&world.here);
+    world.there.put("theirs", &[8; 50_000]);
+    let before = fs::read_dir(&world.here.blobs).unwrap().count();
+    let other = blake3::hash(&[8; 50_000]).to_string();
+    assert_eq!(fs::metadata(world.at.join("blobs").join(&other)).unwrap_err().raw_os_error(), Some(libc::ENOENT));
+    assert!(fs::metadata(world.at.join("blobs").join(hash.to_uppercase())).is_err());
+    assert_eq!(fs::read_dir(&world.here.blobs).unwrap().count(), before);
+    world.here.pull(&world.there);
+    assert_eq!(world.sh("ls $MESH/blobs | wc -l"), "2\n");
+}

@@ -194,6 +194,45 @@ fn the_members_are_directories_of_facts() {
 fn the_readme_says_what_is_here_and_dot_names_are_not_listed() {
     let world = World::new();
     assert!(world.sh("cat $MESH/README").contains("stores/<name>/keys/"));
-    assert_eq!(world.sh("ls $MESH; ls $MESH/stores/home"), "README\nchat\npeers\nstores\nkeys\n");
-    assert_eq!(world.sh("ls -A $MESH"), "README\nchat\npeers\nstores\n");
+    assert_eq!(world.sh("ls $MESH; ls $MESH/stores/home"), "README\nblobs\nchat\npeers\nstores\nkeys\n");
+    assert_eq!(world.sh("ls -A $MESH"), "README\nblobs\nchat\npeers\nstores\n");
+}
+
+#[test]
+fn a_room_as_json_has_a_line_for_each_message_and_tail_follows_what_is_done_in_it() {
+    let world = World::new();
+    world.sh("echo hello >> $MESH/chat/general");
+    let room = world.at.join("chat/.json/general");
+    let lines = || -> Vec<serde_json::Value> {
+        let text = std::fs::read_to_string(&room).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let first = lines();
+    assert_eq!((first.len(), first[0]["text"].as_str(), first[0]["reply_to"].as_str()), (1, Some("hello"), None));
+    assert_eq!(first[0]["author_name"], "here");
+    let id = first[0]["id"].as_str().unwrap().to_owned();
+    let mut open = BufReader::new(std::fs::File::open(&room).unwrap());
+    let mut next = move || -> serde_json::Value {
+        let mut line = String::new();
+        open.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))
+    };
+    assert_eq!(next()["text"], "hello");
+    world.sh(&format!("echo '/reply {id} hi' >> $MESH/chat/general; echo '/react {id} +1' >> $MESH/chat/general"));
+    world.sh(&format!("echo '/edit {id} good day' >> $MESH/chat/general"));
+    let reply = next();
+    assert_eq!((reply["what"].as_str(), reply["text"].as_str()), (Some("message"), Some("hi")));
+    assert_eq!(reply["reply_to"].as_str(), Some(id.as_str()));
+    let reaction = next();
+    assert_eq!((reaction["what"].as_str(), reaction["id"].as_str()), (Some("reaction"), Some(id.as_str())));
+    assert_eq!(reaction["reactions"][0]["emoji"], "+1");
+    let edit = next();
+    assert_eq!((edit["what"].as_str(), edit["text"].as_str()), (Some("edit"), Some("good day")));
+    // From the start it is in order, as it is now; what was written can't break a line.
+    let now = lines();
+    assert_eq!(now.iter().map(|line| line["text"].as_str().unwrap()).collect::<Vec<_>>(), ["good day", "hi"]);
+    assert!(now[0]["edited"].is_string() && now[1]["edited"].is_null());
+    assert_eq!(world.sh("ls $MESH/chat; ls $MESH/chat/.json"), "general\ngeneral\n");
+    assert!(!world.try_sh("echo x >> $MESH/chat/.json/general").status.success());
+    assert!(!world.try_sh("echo x >> $MESH/chat/.json/other").status.success());
 }

@@ -47,6 +47,11 @@ impl Payloads for Shelf {
         Ok(File::open(self.path(hash)).ok())
     }
 
+    fn list(&self) -> Result<Vec<Hash>, BlobError> {
+        let names = std::fs::read_dir(&self.0).unwrap().map(|entry| entry.unwrap().file_name());
+        Ok(names.map(|name| name.to_str().unwrap().parse().unwrap()).collect())
+    }
+
     fn fetch(&self, hash: &Hash, _size: u64, patience: Duration) -> Result<File, BlobError> {
         let start = clock::monotonic();
         loop {

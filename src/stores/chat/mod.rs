@@ -21,6 +21,7 @@
 
 mod describe;
 mod handle;
+mod json;
 mod machine;
 mod news;
 mod render;
@@ -32,5 +33,5 @@ mod tests;
 pub use describe::describe;
 pub use handle::{Chat, ChatError, Message, Position, Reaction, Room};
 pub use machine::Machine;
-pub use news::{News, Reading};
+pub use news::{Form, News, Reading};
 pub use wire::Op;

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::handle::{Chat, ChatError, Message};
+use super::json;
 use super::render::{self, digits};
 use super::wire::{self, Op};
 use crate::clock::Hlc;
@@ -21,10 +22,30 @@ enum Fact {
     Redaction(Hash),
 }
 
+impl Fact {
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Message(_) => "message",
+            Self::Reaction(..) => "reaction",
+            Self::Edit(..) => "edit",
+            Self::Redaction(_) => "redaction",
+        }
+    }
+}
+
+/// How a room is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Form {
+    /// For people.
+    Text,
+    /// For programs: a line of JSON for each message, in order.
+    Json,
+}
+
 /// A room as it was read.
 #[derive(Debug, Default)]
 pub struct Reading {
-    /// Its text, as [`Chat::render`] gives it.
+    /// Its text, as [`Chat::render`] gives it, or a line of JSON for each message.
     pub text: String,
     facts: BTreeSet<Fact>,
 }
@@ -62,28 +83,36 @@ impl Chat {
     ///
     /// # Errors
     /// If the store can't be read.
-    pub fn reading(&self, room: &str) -> Result<Reading> {
-        Ok(self.read(room, None)?.0)
+    pub fn reading(&self, room: &str, form: Form) -> Result<Reading> {
+        Ok(self.read(room, form, None)?.0)
     }
 
     /// Reads a room again. Also gives a line for each thing that is new since `before`, in the order of their stamps.
     ///
     /// # Errors
     /// If the store can't be read.
-    pub fn since(&self, room: &str, before: &Reading) -> Result<(Reading, String)> {
-        self.read(room, Some(before))
+    pub fn since(&self, room: &str, form: Form, before: &Reading) -> Result<(Reading, String)> {
+        self.read(room, form, Some(before))
     }
 
-    fn read(&self, room: &str, before: Option<&Reading>) -> Result<(Reading, String)> {
+    fn read(&self, room: &str, form: Form, before: Option<&Reading>) -> Result<(Reading, String)> {
         let messages = self.all(room)?;
         let members = self.log().membership().load();
-        let mut now = Reading { text: self.rendered(&messages), facts: BTreeSet::new() };
+        let text = match form {
+            Form::Text => self.rendered(&messages),
+            Form::Json => messages.iter().map(|message| json::line("message", message, &members)).collect(),
+        };
+        let mut now = Reading { text, facts: BTreeSet::new() };
         let mut news = Vec::new();
         for message in &messages {
             let id = message.position.id;
             let mut add = |fact: Fact, at: Hlc, line: &dyn Fn() -> String| {
                 if before.is_some_and(|before| !before.facts.contains(&fact)) {
-                    news.push((at, line()));
+                    let line = match form {
+                        Form::Text => line(),
+                        Form::Json => json::line(fact.name(), message, &members),
+                    };
+                    news.push((at, line));
                 }
                 now.facts.insert(fact);
             };

@@ -152,21 +152,21 @@ fn whoever_follows_is_told_of_each_thing_once_in_a_line_at_the_end() {
     give(&b, &a, &[&posted]);
     let late = b.reply(&id, "late", Origin::Local).unwrap();
     let (_, second) = post(&a, "second");
-    let before = a.reading("lobby").unwrap();
+    let before = a.reading("lobby", Form::Text).unwrap();
     give(&a, &b, &[&late]);
-    let (now, news) = a.since("lobby", &before).unwrap();
+    let (now, news) = a.since("lobby", Form::Text, &before).unwrap();
     assert!(news.starts_with(&format!("↳ {} ", &id.to_string()[..8])) && news.ends_with("node1: late\n"), "{news}");
     assert!(now.text.contains("first\n  ↳ ") && now.text == a.render("lobby").unwrap(), "{}", now.text);
     give(&b, &a, &[&second]);
     let done = [a.edit(&id, "erst", Origin::Local).unwrap(), a.react(&id, "👍", Origin::Local).unwrap()];
-    let (then, news) = a.since("lobby", &now).unwrap();
+    let (then, news) = a.since("lobby", Form::Text, &now).unwrap();
     let lines: Vec<_> = news.lines().collect();
     assert_eq!(lines.len(), 2, "{news}");
     assert!(lines[0].ends_with("node0 edits: erst") && lines[1].ends_with("node0: 👍"), "{news}");
     let gone = a.redact(&id, Origin::Local).unwrap();
-    let (last, news) = a.since("lobby", &then).unwrap();
+    let (last, news) = a.since("lobby", Form::Text, &then).unwrap();
     assert!(news.ends_with("node0 redacts it\n") && news.lines().count() == 1, "{news}");
-    assert_eq!(a.since("lobby", &last).unwrap().1, "");
+    assert_eq!(a.since("lobby", Form::Text, &last).unwrap().1, "");
     let told = |receipt: &Receipt| {
         let view = a.log().database().view().unwrap();
         let entry = a.log().get(&view, &receipt.hash).unwrap().unwrap();
