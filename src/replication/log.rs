@@ -1,7 +1,7 @@
 //! A store's log: its entries, their indexes and the state derived from them, in one database.
 //!
-//! One lock admits one writer at a time; it is held for work in memory only (the state machine, and the
-//! signature if there is much to commit already), never for the disk. Tables of the log (the state machine adds its own):
+//! One lock admits one writer at a time, in turn; it is held for work in memory only (the state machine, and the
+//! signature if there is much to commit already), never for the disk, and for a part of what comes in at once. Tables of the log (the state machine adds its own):
 //!
 //! | table    | key                | value |
 //! |----------|--------------------|-------|
@@ -114,6 +114,8 @@ pub struct Log {
     clock: Arc<dyn Clock>,
     machine: Arc<dyn StateMachine>,
     membership: SharedMembership,
+    /// Held while waiting for `head`: a mutex lets who has just let go of it take it again, before those that wait.
+    turn: Mutex<()>,
     /// `None` after work that failed half-way: then it is read anew.
     head: Mutex<Option<Head>>,
     events: broadcast::Sender<Arc<Event>>,
@@ -181,6 +183,7 @@ impl Log {
             clock: parts.clock,
             machine: parts.machine,
             membership: parts.membership,
+            turn: Mutex::default(),
             head: Mutex::new(None),
             events: parts.events,
             outgoing: Arc::default(),

@@ -267,3 +267,49 @@ fn equal_sets_of_entries_have_equal_fingerprints_in_whatever_order_they_came() {
     assert_eq!(fingerprint(&one), fingerprint(&two));
     assert_eq!(fingerprint(&one).count, 2);
 }
+
+#[test]
+fn whoever_writes_here_takes_turns_with_what_comes_in() {
+    let log = open(&Disk::default(), 1);
+    let mut chain: Vec<Entry> = Vec::new();
+    let mut stamp = Hlc::at(NOW);
+    for seq in 0..4_000 {
+        stamp = stamp.next(NOW);
+        chain.push(crafted(2, seq, chain.last().map(Entry::hash), vec![], stamp));
+    }
+    let (begun, coming) = std::sync::mpsc::channel();
+    let mut passed = Vec::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for entry in &chain {
+                assert_eq!(include(&log, entry), Verdict::Included);
+                begun.send(()).unwrap();
+            }
+        });
+        coming.recv().unwrap();
+        for n in 0..30u8 {
+            let before = log.database().staged();
+            let receipt = log.submit(&[n], Origin::Local).unwrap();
+            passed.push(receipt.staged - before);
+        }
+    });
+    passed.sort_unstable();
+    assert!(passed[passed.len() / 2] < 10, "so many others went first: {passed:?}");
+}
+
+#[test]
+fn what_comes_in_at_once_is_included_in_parts_and_all_of_it() {
+    let log = open(&Disk::default(), 1);
+    let mut chain: Vec<Entry> = Vec::new();
+    let mut stamp = Hlc::at(NOW);
+    for seq in 0..600 {
+        stamp = stamp.next(NOW);
+        chain.push(crafted(2, seq, chain.last().map(Entry::hash), vec![], stamp));
+    }
+    let before = log.database().staged();
+    let verdicts = log.include(&chain, Origin::Pulled).unwrap();
+    assert_eq!(verdicts.len(), 600);
+    assert!(verdicts.iter().all(|verdict| *verdict == Verdict::Included));
+    assert_eq!(log.database().staged() - before, 3);
+    assert_eq!(entries(&log, 2), chain);
+}

@@ -133,7 +133,9 @@ impl Log {
         &self,
         work: impl FnOnce(&mut Head) -> std::result::Result<T, E>,
     ) -> std::result::Result<T, E> {
+        let turn = locked(&self.turn);
         let mut place = locked(&self.head);
+        drop(turn);
         let mut head = match place.take() {
             Some(head) => head,
             None => Self::head(&self.database.view()?)?,

@@ -17,6 +17,9 @@ use crate::replication::machine::Effects;
 /// commit would take longer.
 const SIGNED_AT_ONCE: usize = 384 * 1024;
 
+/// Entries that are included without letting go of the head: some milliseconds' work, for which a local write waits.
+const INCLUDED_AT_ONCE: usize = 256;
+
 /// A local write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Receipt {
@@ -127,13 +130,17 @@ impl Log {
     }
 
     /// Includes those of `entries` that count, in the order given. Their signatures and payload hashes must have
-    /// been checked; all else is checked here. One staged set holds them all.
+    /// been checked; all else is checked here. They are staged in few sets; those before one that fails stay.
     ///
     /// # Errors
     /// If the store can't be read or takes no writes.
     pub fn include(&self, entries: &[Entry], origin: Origin) -> Result<Vec<Verdict>> {
-        self.database.ready()?;
-        self.with_head(|head| self.include_locked(head, entries, origin))
+        let mut verdicts = Vec::with_capacity(entries.len());
+        for part in entries.chunks(INCLUDED_AT_ONCE) {
+            self.database.ready()?;
+            verdicts.extend(self.with_head(|head| self.include_locked(head, part, origin))?);
+        }
+        Ok(verdicts)
     }
 
     fn include_locked(&self, head: &mut Head, entries: &[Entry], origin: Origin) -> Result<Vec<Verdict>> {
