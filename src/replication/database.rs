@@ -421,6 +421,46 @@ mod tests {
     }
 
     #[test]
+    fn what_begins_so_is_found_in_every_place_and_not_where_it_was_removed() {
+        let db = memory();
+        let begins = |start: &str| {
+            let view = db.view().unwrap();
+            let found = view.begins("t", start.as_bytes()).unwrap();
+            let mut end = Vec::new();
+            let mut scanned = false;
+            let mut visit = |_: &[u8], _: &[u8]| {
+                scanned = true;
+                Flow::Break(())
+            };
+            view.scan("t", prefix(start.as_bytes(), &mut end), false, &mut visit).unwrap();
+            assert_eq!(found, scanned, "{start:?}");
+            assert_eq!(Txn::new(&view).begins("t", start.as_bytes()).unwrap(), found, "{start:?}");
+            found
+        };
+        let starts = ["", "a", "a\0", "a\0b", "a\0b\0", "a\0b\0c", "a\0c\0", "b\0", "\0", "a\0\0"];
+        let found = || starts.map(begins);
+        stage(&db, &[("a\0b\0c", Some("1")), ("a\0b\0d", Some("1")), ("b", Some("1"))]);
+        let with = found();
+        assert_eq!(with, [true, true, true, true, true, true, false, false, false, false]);
+        db.flush().unwrap();
+        assert_eq!(found(), with, "in a run");
+        db.shared.commit(true).unwrap();
+        assert_eq!(found(), with, "in the table");
+        stage(&db, &[("a\0b\0c", None), ("b\0x", Some("1"))]);
+        db.flush().unwrap();
+        assert!(begins("a\0b\0") && begins("b\0"));
+        stage(&db, &[("a\0b\0d", None)]);
+        assert!(!begins("a\0"));
+        db.flush().unwrap();
+        assert!(!begins("a\0") && begins("b\0"));
+        let view = db.view().unwrap();
+        let mut txn = Txn::new(&view);
+        txn.put("t", "a\0z", "1");
+        txn.remove("t", "b\0x");
+        assert!(txn.begins("t", b"a\0").unwrap() && !txn.begins("t", b"b\0").unwrap());
+    }
+
+    #[test]
     fn a_file_is_there_again_after_closing_and_refused_when_newer_or_foreign() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s.redb");

@@ -16,7 +16,7 @@ const NAME: u32 = u32::MAX;
 const GONE: u32 = u32::MAX;
 /// Bytes of the largest run that is made of others: it takes some ten milliseconds, and the next commit waits for it.
 const FOLDED: usize = 4 * 1024 * 1024;
-/// Bits of the filter per row, and of those that a row sets.
+/// Bits of the filter for each key and beginning that it knows.
 const BITS: usize = 12;
 
 /// See the module.
@@ -25,7 +25,8 @@ pub(super) struct Run {
     bytes: Vec<u8>,
     /// Where the rows begin, per table.
     tables: Vec<(Table, Vec<u32>)>,
-    /// Tells of most keys that they are not here: two bits are set for each that is.
+    /// Tells of most keys that they are not here: two bits are set for each that is, and for what keys begin with, up to
+    /// each byte 0 in them.
     filter: Vec<u64>,
 }
 
@@ -85,14 +86,24 @@ impl Run {
     }
 
     fn filtered(mut self) -> Self {
-        let rows: usize = self.tables.iter().map(|(_, places)| places.len()).sum();
-        let mut filter = vec![0; (rows * BITS).div_ceil(64).next_power_of_two()];
+        let rows = self.tables.iter().map(|(_, places)| places.len()).sum();
+        let mut known = Vec::with_capacity(rows);
         for (table, places) in &self.tables {
+            let mut last: &[u8] = &[];
             for place in places {
-                for (word, bit) in bits(Digest::of(table, self.row(*place).0), filter.len()) {
-                    filter[word] |= bit;
-                }
+                let (key, _) = self.row(*place);
+                known.push(Digest::of(table, key));
+                // What it begins with as the last key does is known.
+                let shared = last.iter().zip(key).take_while(|(a, b)| a == b).count();
+                let ends = key.iter().enumerate().skip(shared).filter(|(_, byte)| **byte == 0);
+                known.extend(ends.map(|(end, _)| Digest::of(table, &key[..=end])));
+                last = key;
             }
+        }
+        let mut filter = vec![0; (known.len() * BITS).div_ceil(64).next_power_of_two()];
+        let words = filter.len();
+        for (word, bit) in known.into_iter().flat_map(|digest| bits(digest, words)) {
+            filter[word] |= bit;
         }
         self.filter = filter;
         self
@@ -113,11 +124,15 @@ impl Run {
         self.tables.iter().find(|(known, _)| *known == table).map(|(_, places)| places.as_slice())
     }
 
+    /// Whether this run may know the key, or have one that begins so.
+    pub(super) fn may_hold(&self, digest: Digest) -> bool {
+        !self.filter.is_empty()
+            && bits(digest, self.filter.len()).iter().all(|(word, bit)| self.filter[*word] & bit != 0)
+    }
+
     /// What this run says of a key, if anything.
     pub(super) fn get(&self, table: Table, key: &[u8], digest: Digest) -> Option<Option<&[u8]>> {
-        if self.filter.is_empty()
-            || bits(digest, self.filter.len()).iter().any(|(word, bit)| self.filter[*word] & bit == 0)
-        {
+        if !self.may_hold(digest) {
             return None;
         }
         let places = self.places(table)?;

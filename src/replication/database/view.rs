@@ -34,6 +34,13 @@ pub trait Read {
         reverse: bool,
         visit: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
     ) -> Result<()>;
+
+    /// Whether there is a row in `table` whose key begins with `start`. Where that ends in a byte 0, this takes no longer than
+    /// looking for one key.
+    ///
+    /// # Errors
+    /// If the file can't be read.
+    fn begins(&self, table: Table, start: &[u8]) -> Result<bool>;
 }
 
 /// The range of all keys that begin with `prefix`; `end` is scratch space that outlives it.
@@ -110,19 +117,33 @@ impl<'a> View<'a> {
         self.snapshot.table(name, self.path)
     }
 
+    fn begins_with(&self, top: Option<&Layer>, table: Table, start: &[u8]) -> Result<bool> {
+        let mut end = Vec::new();
+        let mut found = false;
+        // The filters of runs know what keys begin with, up to each byte 0 in them.
+        let known = (start.last() == Some(&0)).then(|| Digest::of(table, start));
+        self.scan_with(top, table, prefix(start, &mut end), (false, known), &mut |_, _| {
+            found = true;
+            Flow::Break(())
+        })?;
+        Ok(found)
+    }
+
+    /// Reads a range, `reverse` or not; with a digest, only those runs that may hold it.
     fn scan_with(
         &self,
         top: Option<&Layer>,
         name: Table,
         range: (Bound<&[u8]>, Bound<&[u8]>),
-        reverse: bool,
+        (reverse, known): (bool, Option<Digest>),
         visit: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
     ) -> Result<()> {
         if is_empty(range) {
             return Ok(());
         }
         let layers = top.into_iter().chain(self.staged.newest_first()).filter_map(|layer| layer.rows(name, range));
-        let runs = self.runs.newest_first().filter_map(|run| run.rows(name, range));
+        let runs = self.runs.newest_first().filter(|run| known.is_none_or(|digest| run.may_hold(digest)));
+        let runs = runs.filter_map(|run| run.rows(name, range));
         let mut sources: Vec<_> = layers.chain(runs).map(|rows| Source::new(rows, reverse)).collect();
         let table = self.table(name)?;
         let mut base = match &table {
@@ -227,7 +248,11 @@ impl Read for View<'_> {
         reverse: bool,
         visit: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
     ) -> Result<()> {
-        self.scan_with(None, table, range, reverse, visit)
+        self.scan_with(None, table, range, (reverse, None), visit)
+    }
+
+    fn begins(&self, table: Table, start: &[u8]) -> Result<bool> {
+        self.begins_with(None, table, start)
     }
 }
 
@@ -282,6 +307,10 @@ impl Read for Txn<'_> {
         reverse: bool,
         visit: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
     ) -> Result<()> {
-        self.view.scan_with(Some(&self.writes), table, range, reverse, visit)
+        self.view.scan_with(Some(&self.writes), table, range, (reverse, None), visit)
+    }
+
+    fn begins(&self, table: Table, start: &[u8]) -> Result<bool> {
+        self.view.begins_with(Some(&self.writes), table, start)
     }
 }

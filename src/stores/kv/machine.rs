@@ -83,14 +83,7 @@ pub(super) fn heads(read: &impl Read, row: &[u8]) -> Result<Option<Heads>> {
 
 /// Whether there are visible keys below the directory with this row.
 pub(super) fn has_below(read: &impl Read, row: &[u8]) -> Result<bool> {
-    let below = path::below(row);
-    let mut end = Vec::new();
-    let mut found = false;
-    read.scan(KEYS, prefix(&below, &mut end), false, &mut |_, _| {
-        found = true;
-        Flow::Break(())
-    })?;
-    Ok(found)
+    read.begins(KEYS, &path::below(row))
 }
 
 /// How many of what `name` counts.
