@@ -8,7 +8,8 @@
 //! 3. the *runs*: layers in memory whose rows are durable in `runs`. [`Database::durable`] sees from here on down, which
 //!    is all that may leave the node;
 //! 4. the tables themselves, into which runs are merged when there are many or nothing else is to do: in the keys'
-//!    order, since one page then takes many rows, and a slice with each commit, so that no commit takes long.
+//!    order, since one page then takes many rows, and a slice after each commit, so that none waits long for it. Writers
+//!    wait for room where the merge can't keep pace: a little each, in turn.
 //!
 //! Opening reads the table `runs` back into memory. A crash during a merge leaves the runs there, over what was merged.
 //!
@@ -21,6 +22,8 @@
 mod commit;
 mod failure;
 mod layer;
+mod merge;
+mod room;
 mod rows;
 mod run;
 mod view;
@@ -32,7 +35,6 @@ use std::time::Duration;
 
 use redb::{ReadableDatabase, TableDefinition};
 
-use super::limits;
 use commit::{Committing, Open, Progress, Shared, Staged, read_runs};
 pub use failure::DatabaseError;
 use failure::{failure, guarded};
@@ -132,12 +134,12 @@ impl Database {
         Ok(Self { shared, automatic, flusher: Mutex::new(handle) })
     }
 
-    /// Merges runs when they are larger than `limit` bytes, in place of the usual limit, and spends `slice` on that in
+    /// Merges runs when they are larger than `limit` bytes, in place of the usual limit, and spends `slice` on that after
     /// each commit.
     #[must_use]
     pub fn merging(self, limit: usize, slice: Duration) -> Self {
         let mut committing = locked(&self.shared.committing);
-        (committing.limit, committing.slice) = (limit, slice);
+        (committing.merge.limit, committing.merge.slice) = (limit, slice);
         drop(committing);
         self
     }
@@ -171,7 +173,7 @@ impl Database {
     /// Whether so much is staged that [`Database::ready`] may soon have to wait for the disk.
     #[must_use]
     pub fn crowded(&self) -> bool {
-        locked(&self.shared.progress).waiting > limits::STAGED_BYTES / 2
+        locked(&self.shared.progress).is_close()
     }
 
     /// The bytes staged for the commit that comes next.
@@ -180,22 +182,25 @@ impl Database {
         locked(&self.shared.progress).waiting
     }
 
-    /// Waits while too much is staged, and says whether writes are taken: an error once a commit has failed.
-    /// To be called before each write, holding no lock that an `on_durable` hook takes.
+    /// Waits while too much is staged or the merge is behind, in turn with others, and says whether writes are taken: an
+    /// error once a commit has failed. To be called before each write, holding no lock that an `on_durable` hook takes.
     ///
     /// # Errors
     /// [`DatabaseError::Stopped`], or that the disk is full.
     pub fn ready(&self) -> Result<()> {
-        let shared = &self.shared;
-        let mut progress = locked(&shared.progress);
-        while self.automatic
-            && !progress.stop
-            && progress.failed.is_none()
-            && (progress.waiting > limits::STAGED_BYTES || progress.behind)
-        {
-            progress = shared.changed.wait(progress).unwrap_or_else(PoisonError::into_inner);
-        }
-        shared.check(&progress)
+        self.admit(false)
+    }
+
+    /// The same for many writes at once, which nobody here waits for: it leaves room for those of [`Database::ready`].
+    ///
+    /// # Errors
+    /// As that.
+    pub fn ready_for_many(&self) -> Result<()> {
+        self.admit(true)
+    }
+
+    fn admit(&self, many: bool) -> Result<()> {
+        if self.automatic { self.shared.admit(many) } else { self.shared.check(&locked(&self.shared.progress)) }
     }
 
     /// Makes `writes` visible to all views and queues them for the next commit. Returns the set's number,
@@ -212,10 +217,12 @@ impl Database {
         progress.staged += 1;
         progress.waiting = staged.active.bytes();
         let number = progress.staged;
-        let crowded = progress.is_crowded();
+        let (resting, crowded) = (progress.resting, progress.is_crowded());
         drop(progress);
         drop(staged);
-        shared.changed.notify_all();
+        if resting {
+            shared.changed.notify_all();
+        }
         if crowded {
             shared.hurry.notify_all();
         }
@@ -241,7 +248,7 @@ impl Database {
             shared.check(&progress)?;
             if !self.automatic || progress.stop {
                 drop(progress);
-                return shared.commit(false);
+                return shared.commit_and_merge();
             }
             progress.hurried += 1;
             shared.hurry.notify_all();
@@ -268,7 +275,7 @@ impl Database {
     /// # Errors
     /// If the commit fails.
     pub fn flush(&self) -> Result<()> {
-        if self.automatic { self.wait(self.staged()) } else { self.shared.commit(false) }
+        if self.automatic { self.wait(self.staged()) } else { self.shared.commit_and_merge() }
     }
 
     /// Commits what is staged, and takes no writes from then on.
@@ -296,7 +303,7 @@ impl Database {
         if handle.is_some_and(|handle| handle.join().is_err()) {
             tracing::error!(target: "store", path = %self.shared.path.display(), "the store's thread ended early");
         }
-        self.shared.commit(false)
+        self.shared.commit()
     }
 }
 
@@ -444,7 +451,7 @@ mod tests {
         assert_eq!(with, [true, true, true, true, true, true, false, false, false, false]);
         db.flush().unwrap();
         assert_eq!(found(), with, "in a run");
-        db.shared.commit(true).unwrap();
+        db.shared.merge(true).unwrap();
         assert_eq!(found(), with, "in the table");
         stage(&db, &[("a\0b\0c", None), ("b\0x", Some("1"))]);
         db.flush().unwrap();

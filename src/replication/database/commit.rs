@@ -1,5 +1,6 @@
-//! The flusher: makes what is staged durable and merges runs into the tables.
+//! The flusher: makes what is staged durable, a run at a time, and lets a slice of the merge follow each.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
@@ -8,24 +9,16 @@ use redb::{ReadableDatabase, TableDefinition};
 
 use super::failure::guarded;
 use super::layer::Stack;
-use super::rows::{Sorted, each};
+use super::merge::Merge;
+use super::rows::Sorted;
 use super::run::{Run, Runs};
 use super::view::Snapshot;
-use super::{DatabaseError, Flow, Result, Table, locked};
+use super::{DatabaseError, Result, locked};
 use crate::clock;
-use crate::replication::limits;
 
 /// Runs: number to rows.
-const RUNS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("runs");
+pub(super) const RUNS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("runs");
 
-/// Bytes in runs above which they are merged into the tables.
-const RUNS_BYTES: usize = 24 * 1024 * 1024;
-/// How long a commit spends on merging, if nothing waits for the next one.
-const SLICE: Duration = Duration::from_millis(20);
-/// The part of that which it spends if something does.
-const HASTE: u32 = 6;
-/// Rows that are merged between looks at the clock.
-const ROWS: u32 = 64;
 /// After how much idleness runs are merged however small they are.
 const IDLE: Duration = Duration::from_millis(500);
 /// A set that is staged so soon after a commit is one of a stream.
@@ -50,14 +43,21 @@ pub(super) struct Staged {
 }
 
 /// How far staging and durability have come, in staged sets.
-#[derive(Default)]
 pub(super) struct Progress {
     pub(super) staged: u64,
     pub(super) durable: u64,
     /// Bytes in the active layers.
     pub(super) waiting: usize,
-    /// Whether a merge is behind: so much has come since it began that it must end first.
-    pub(super) behind: bool,
+    /// Bytes in the frozen layers, and in runs that no merge is at work on.
+    pub(super) unmerged: usize,
+    /// How many these and the active layers may be: more as a merge comes on.
+    pub(super) allowed: usize,
+    /// Writers that wait for room, in the order in which they came.
+    pub(super) queue: VecDeque<u64>,
+    /// The number of the next such writer.
+    pub(super) number: u64,
+    /// Whether the flusher waits for something to be staged.
+    pub(super) resting: bool,
     /// Callers that wait for durability.
     pub(super) hurried: u32,
     pub(super) stop: bool,
@@ -68,13 +68,7 @@ pub(super) struct Progress {
 pub(super) struct Committing {
     /// The number of the next run.
     pub(super) next: u64,
-    /// The merge: the run behind the last that takes part, and the last row that is merged.
-    pub(super) upto: u64,
-    pub(super) cursor: Option<(Table, Vec<u8>)>,
-    /// Bytes in runs above which a merge begins.
-    pub(super) limit: usize,
-    /// How long a commit merges.
-    pub(super) slice: Duration,
+    pub(super) merge: Merge,
 }
 
 pub(super) type OnDurable = Box<dyn Fn(u64) + Send + Sync>;
@@ -93,6 +87,15 @@ pub(super) struct Shared {
     pub(super) on_durable: Mutex<Option<OnDurable>>,
 }
 
+/// What the flusher does next.
+enum Next {
+    Commit,
+    /// Merges a slice; if nothing happened for a while, it begins a merge.
+    Merge {
+        idle: bool,
+    },
+}
+
 impl Staged {
     /// All runs.
     pub(super) fn durable(&self) -> Runs {
@@ -102,17 +105,21 @@ impl Staged {
     }
 }
 
-impl Progress {
-    /// Whether it is time to commit, before writers have to wait.
-    pub(super) const fn is_crowded(&self) -> bool {
-        self.waiting > limits::STAGED_BYTES / 2
-    }
-}
-
-impl Committing {
-    /// Before the first commit; `next` is the number of the next run.
-    pub(super) const fn new(next: u64) -> Self {
-        Self { next, upto: 0, cursor: None, limit: RUNS_BYTES, slice: SLICE }
+impl Default for Progress {
+    fn default() -> Self {
+        Self {
+            staged: 0,
+            durable: 0,
+            waiting: 0,
+            unmerged: 0,
+            allowed: usize::MAX,
+            queue: VecDeque::new(),
+            number: 0,
+            resting: false,
+            hurried: 0,
+            stop: false,
+            failed: None,
+        }
     }
 }
 
@@ -147,11 +154,25 @@ impl Shared {
         }
     }
 
+    /// Whether the disk is to be tried.
+    pub(super) fn check_disk(&self, progress: &Progress) -> Result<()> {
+        match self.check(progress) {
+            Ok(()) | Err(DatabaseError::Full { .. }) => Ok(()),
+            Err(stopped) => Err(stopped),
+        }
+    }
+
     pub(super) fn run(&self) {
         let mut full = false;
+        let mut merged = true;
         let mut ended = None;
-        while let Some(idle) = self.await_work(ended) {
-            match self.commit(idle) {
+        while let Some(next) = self.await_work(ended, merged) {
+            merged = matches!(next, Next::Merge { .. });
+            let done = match next {
+                Next::Commit => self.commit(),
+                Next::Merge { idle } => self.merge(idle),
+            };
+            match done {
                 Ok(()) => full = false,
                 Err(error @ DatabaseError::Full { .. }) => {
                     if !std::mem::replace(&mut full, true) {
@@ -168,9 +189,9 @@ impl Shared {
         }
     }
 
-    /// Waits until there is something to commit or to merge; says whether nothing happened for a while. `None` when
-    /// the database is closed: what is left is committed by whoever closes.
-    fn await_work(&self, ended: Option<Instant>) -> Option<bool> {
+    /// Waits until there is something to commit or to merge; of both, what was not done last. `None` when the database
+    /// is closed: what is left is committed by whoever closes.
+    fn await_work(&self, ended: Option<Instant>, merged: bool) -> Option<Next> {
         let (merging, runs) = {
             let staged = self.staged();
             (!staged.merging.is_empty(), !staged.runs.is_empty())
@@ -180,32 +201,36 @@ impl Shared {
             if progress.stop {
                 return None;
             }
-            if merging {
-                return Some(false);
+            let fresh = progress.staged != progress.durable;
+            if merging && !(fresh && merged) {
+                return Some(Next::Merge { idle: false });
             }
-            if progress.staged != progress.durable {
-                if ended.is_some_and(|ended| ended.elapsed() < BUSY) {
+            if fresh {
+                if !merging && ended.is_some_and(|ended| ended.elapsed() < BUSY) {
                     self.gather(progress);
                 }
-                return Some(false);
+                return Some(Next::Commit);
             }
+            progress.resting = true;
             if runs {
                 let (guard, waited) = self.changed.wait_timeout(progress, IDLE).unwrap_or_else(PoisonError::into_inner);
                 progress = guard;
                 if waited.timed_out() && progress.staged == progress.durable {
-                    return Some(true);
+                    progress.resting = false;
+                    return Some(Next::Merge { idle: true });
                 }
             } else {
                 progress = self.changed.wait(progress).unwrap_or_else(PoisonError::into_inner);
             }
+            progress.resting = false;
         }
     }
 
     /// Under a stream of writes, lets some gather before the next commit: each costs about as much as writing a hundred
-    /// rows, however little it holds. Whoever waits for durability ends it.
+    /// rows, however little it holds. Whoever waits for durability, or for room, ends it.
     fn gather(&self, mut progress: MutexGuard<'_, Progress>) {
         let began = clock::monotonic();
-        while progress.hurried == 0 && !progress.stop && !progress.is_crowded() {
+        while progress.hurried == 0 && !progress.stop && !progress.is_crowded() && progress.queue.is_empty() {
             let Some(rest) = GATHER.checked_sub(began.elapsed()) else { return };
             progress = self.hurry.wait_timeout(progress, rest).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -225,37 +250,30 @@ impl Shared {
         }
     }
 
-    /// Makes the active layers, and those of a commit that failed before, durable, and goes on with merging; starts it
-    /// if there are many runs, or any and `idle`.
-    pub(super) fn commit(&self, idle: bool) -> Result<()> {
+    /// For a database that nobody commits unasked.
+    pub(super) fn commit_and_merge(&self) -> Result<()> {
+        self.commit()?;
+        self.merge(false)
+    }
+
+    /// Makes the active layers, and those of a commit that failed before, durable as one run.
+    pub(super) fn commit(&self) -> Result<()> {
         let mut committing = locked(&self.committing);
-        let Work { redb, layers, merging, number } = self.freeze(&mut committing, idle)?;
+        let Work { redb, layers, number } = self.freeze()?;
         let run = (!layers.is_empty()).then(|| {
             let sources: Vec<&dyn Sorted> = layers.newest_first().map(|layer| layer as &dyn Sorted).collect();
             Run::of(&sources)
         });
-        let result = match &redb {
-            _ if run.is_none() && merging.is_empty() => Ok((Merged::Wholly, None)),
-            Some(redb) => guarded(&self.path, || {
-                let begin = clock::monotonic();
-                // The merge keeps pace with what comes, so that it ends before as much has come as one merge takes, and no
-                // writer has to wait for its end.
-                let due = run.as_ref().map_or(0, |run| run.bytes().len()).saturating_mul(merging.bytes())
-                    / committing.limit.max(1);
-                let enough = |bytes: usize| {
-                    let waited_for = locked(&self.progress).staged != number;
-                    bytes >= due
-                        && begin.elapsed() >= if waited_for { committing.slice / HASTE } else { committing.slice }
-                };
-                let merged = write(redb, run.as_ref(), &merging, &committing, &enough)?;
-                Ok((merged, Some(Arc::new(Snapshot::of(redb)?))))
+        let result = match (&redb, &run) {
+            (_, None) => Ok(None),
+            (Some(redb), Some(run)) => guarded(&self.path, || {
+                write(redb, committing.next, run)?;
+                Ok(Some(Arc::new(Snapshot::of(redb)?)))
             }),
-            None => Err(DatabaseError::Full { path: self.path.clone() }),
+            (None, Some(_)) => Err(DatabaseError::Full { path: self.path.clone() }),
         };
-        drop((redb, layers, merging));
-        let result = result.map(|(merged, snapshot)| {
-            self.succeeded(&mut committing, run, merged, snapshot, number);
-        });
+        drop((redb, layers));
+        let result = result.map(|snapshot| self.committed(&mut committing, run, snapshot, number));
         if let Err(error) = &result {
             self.failed(error);
         }
@@ -272,35 +290,26 @@ impl Shared {
     }
 
     /// What the next commit writes.
-    fn freeze(&self, committing: &mut Committing, idle: bool) -> Result<Work> {
+    fn freeze(&self) -> Result<Work> {
         let mut staged = self.staged_mut();
         let mut progress = locked(&self.progress);
-        match self.check(&progress) {
-            Ok(()) | Err(DatabaseError::Full { .. }) => {}
-            Err(stopped) => return Err(stopped),
-        }
-        progress.waiting = 0;
+        self.check_disk(&progress)?;
         let number = progress.staged;
-        drop(progress);
-        if staged.merging.is_empty() && (idle || staged.runs.bytes() > committing.limit) {
-            staged.merging = std::mem::take(&mut staged.runs);
-            (committing.upto, committing.cursor) = (committing.next, None);
-        }
         let active = std::mem::take(&mut staged.active);
         staged.frozen.append(active);
-        let (redb, layers, merging) = (staged.redb.clone(), staged.frozen.clone(), staged.merging.clone());
-        Ok(Work { redb, layers, merging, number })
+        progress.unmerged += std::mem::take(&mut progress.waiting);
+        let room = !progress.queue.is_empty();
+        drop(progress);
+        let work = Work { redb: staged.redb.clone(), layers: staged.frozen.clone(), number };
+        drop(staged);
+        if room {
+            self.changed.notify_all();
+        }
+        Ok(work)
     }
 
-    /// Notes that all sets up to `number` are durable, in `run`, and how far the merge has come.
-    fn succeeded(
-        &self,
-        committing: &mut Committing,
-        run: Option<Run>,
-        merged: Merged,
-        snapshot: Option<Arc<Snapshot>>,
-        number: u64,
-    ) {
+    /// Notes that all sets up to `number` are durable, in `run`; begins a merge if there are many runs and none is at work.
+    fn committed(&self, committing: &mut Committing, run: Option<Run>, snapshot: Option<Arc<Snapshot>>, number: u64) {
         // Only he who commits changes the runs.
         let mut runs = self.staged().runs.clone();
         if let Some(run) = run {
@@ -308,19 +317,17 @@ impl Shared {
             committing.next += 1;
         }
         let mut staged = self.staged_mut();
-        let behind = !staged.merging.is_empty() && runs.bytes() > committing.limit;
-        let mut done = (std::mem::take(&mut staged.frozen), std::mem::replace(&mut staged.runs, runs), Runs::default());
+        let done = (std::mem::take(&mut staged.frozen), std::mem::replace(&mut staged.runs, runs));
         if snapshot.is_some() {
             staged.snapshot = snapshot;
         }
-        match merged {
-            Merged::Wholly => done.2 = std::mem::take(&mut staged.merging),
-            Merged::To(cursor) => committing.cursor = Some(cursor),
+        if staged.merging.is_empty() && staged.runs.bytes() > committing.merge.limit {
+            committing.begin_merge(&mut staged);
         }
         let mut progress = locked(&self.progress);
         progress.durable = number;
         progress.failed = None;
-        progress.behind = behind && !staged.merging.is_empty();
+        committing.merge.allow(&staged, &mut progress);
         drop(progress);
         drop(staged);
         drop(done);
@@ -328,7 +335,7 @@ impl Shared {
 
     /// Notes that a commit failed. The layers stay readable: what was acknowledged as visible remains so until the
     /// process ends.
-    fn failed(&self, error: &DatabaseError) {
+    pub(super) fn failed(&self, error: &DatabaseError) {
         let mut staged = self.staged_mut();
         locked(&self.progress).failed = Some(error.clone());
         // After a failed write redb reads no more either, until it is opened anew.
@@ -359,77 +366,22 @@ impl Shared {
 struct Work {
     redb: Option<Arc<redb::Database>>,
     layers: Stack,
-    merging: Runs,
     number: u64,
 }
 
-/// How far a commit came with merging.
-enum Merged {
-    /// To this row.
-    To((Table, Vec<u8>)),
-    Wholly,
+fn write(redb: &redb::Database, number: u64, run: &Run) -> std::result::Result<(), redb::Error> {
+    let txn = begin(redb)?;
+    txn.open_table(RUNS)?.insert(number, run.bytes())?;
+    txn.commit()?;
+    Ok(())
 }
 
-fn write(
-    redb: &redb::Database,
-    run: Option<&Run>,
-    merging: &Runs,
-    committing: &Committing,
-    enough: &dyn Fn(usize) -> bool,
-) -> std::result::Result<Merged, redb::Error> {
+/// A transaction that is durable when it is committed, after which the file opens at once.
+pub(super) fn begin(redb: &redb::Database) -> std::result::Result<redb::WriteTransaction, redb::Error> {
     let mut txn = redb.begin_write()?;
     txn.set_durability(redb::Durability::Immediate)?;
     txn.set_quick_repair(true);
-    let merged = merge(&txn, merging, committing.cursor.as_ref(), enough)?;
-    {
-        let mut runs = txn.open_table(RUNS)?;
-        if matches!(merged, Merged::Wholly) && !merging.is_empty() {
-            runs.retain_in(..committing.upto, |_, _| false)?;
-        }
-        if let Some(run) = run {
-            runs.insert(committing.next, run.bytes())?;
-        }
-    }
-    txn.commit()?;
-    Ok(merged)
-}
-
-type OpenTable<'a> = redb::Table<'a, &'static [u8], &'static [u8]>;
-
-/// Writes rows behind `cursor` into their tables until all are there or their bytes are `enough`.
-fn merge(
-    txn: &redb::WriteTransaction,
-    merging: &Runs,
-    cursor: Option<&(Table, Vec<u8>)>,
-    enough: &dyn Fn(usize) -> bool,
-) -> std::result::Result<Merged, redb::Error> {
-    let mut open: Option<(Table, OpenTable<'_>)> = None;
-    let (mut count, mut bytes) = (0u32, 0);
-    let mut end = Merged::Wholly;
-    let sources: Vec<&dyn Sorted> = merging.newest_first().map(|run| run as &dyn Sorted).collect();
-    each(&sources, cursor, |name, key, value| -> std::result::Result<Flow, redb::Error> {
-        let table = match &mut open {
-            Some((current, table)) if *current == name => table,
-            _ => {
-                // One at a time: the last is closed first.
-                open = None;
-                let table = txn.open_table(TableDefinition::<&[u8], &[u8]>::new(name))?;
-                &mut open.insert((name, table)).1
-            }
-        };
-        match value {
-            Some(value) => drop(table.insert(key, value)?),
-            None => drop(table.remove(key)?),
-        }
-        count += 1;
-        bytes += key.len() + value.map_or(0, <[u8]>::len);
-        if count.is_multiple_of(ROWS) && enough(bytes) {
-            end = Merged::To((name, key.to_vec()));
-            return Ok(Flow::Break(()));
-        }
-        Ok(Flow::Continue(()))
-    })?;
-    Ok(end)
+    Ok(txn)
 }
 
 /// The runs that are durable and not merged yet, and the number of the next.

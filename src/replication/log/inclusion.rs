@@ -137,7 +137,7 @@ impl Log {
     pub fn include(&self, entries: &[Entry], origin: Origin) -> Result<Vec<Verdict>> {
         let mut verdicts = Vec::with_capacity(entries.len());
         for part in entries.chunks(INCLUDED_AT_ONCE) {
-            self.database.ready()?;
+            self.database.ready_for_many()?;
             verdicts.extend(self.with_head(|head| self.include_locked(head, part, origin))?);
         }
         Ok(verdicts)
