@@ -118,10 +118,19 @@ impl<'a> View<'a> {
     }
 
     fn begins_with(&self, top: Option<&Layer>, table: Table, start: &[u8]) -> Result<bool> {
-        let mut end = Vec::new();
-        let mut found = false;
         // The filters of runs know what keys begin with, up to each byte 0 in them.
         let known = (start.last() == Some(&0)).then(|| Digest::of(table, start));
+        let from = (Bound::Included(start), Bound::Unbounded);
+        let layers = top.into_iter().chain(self.staged.newest_first()).filter_map(|layer| layer.rows(table, from));
+        let runs = self.runs.newest_first().filter(|run| known.is_none_or(|digest| run.may_hold(digest)));
+        let mut sources = layers.chain(runs.filter_map(|run| run.rows(table, from)));
+        // In the newest place that says anything of such keys, nothing removes what is there.
+        let newest = sources.find_map(|mut rows| rows.next().filter(|(key, _)| key.starts_with(start)));
+        if let Some((_, Some(_))) = newest {
+            return Ok(true);
+        }
+        let mut end = Vec::new();
+        let mut found = false;
         self.scan_with(top, table, prefix(start, &mut end), (false, known), &mut |_, _| {
             found = true;
             Flow::Break(())
