@@ -14,6 +14,8 @@ use crate::replication::log::{Event, Log};
 
 /// How often the addresses at which members were reached are kept.
 const KEEP_ADDRESSES: Duration = Duration::from_secs(10);
+/// How long after an entry that is of no concern to the mesh the next ones gather.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Follows what is included: keeps the set of stores, of links and of fetched blobs as the entries say.
 pub(super) async fn follow(mesh: Arc<Mesh>, mut events: broadcast::Receiver<Arc<Event>>) {
@@ -44,6 +46,10 @@ pub(super) async fn follow(mesh: Arc<Mesh>, mut events: broadcast::Receiver<Arc<
                 Ok(event) => {
                     if let Some(log) = mesh.registry.log(&event.store) {
                         event.effects.blobs.iter().for_each(|(hash, size)| mesh.fetch(&log, *hash, *size));
+                    }
+                    if events.is_empty() {
+                        // A program is writing, perhaps: to be woken for each of its files would slow it down.
+                        tokio::time::sleep(PAUSE).await;
                     }
                 }
                 Err(broadcast::error::RecvError::Lagged(_)) => {
