@@ -1,4 +1,7 @@
-//! Measures the log as it grows: signing, including and committing entries of a kv store, beside verification alone.
+//! Measures the log as it grows: signing, including and committing entries of a kv store, beside verification alone; then
+//! how long a single local write takes until it is durable, while many others are made.
+//!
+//! With `LATTICE_BENCH_DIR` the two stores are kept in that directory, and grown from what they hold.
 #![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "a benchmark reads clocks and prints")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a benchmark that can't go on stops with the reason")]
 #![allow(clippy::cast_possible_truncation, reason = "counts far below any limit")]
@@ -7,6 +10,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -26,6 +30,8 @@ use lattice::stores::kv::{Kind, Kv, Machine, Node, Op, Value};
 const STEP: u64 = 100_000;
 const CACHE: usize = 64 << 20;
 const FRAME: usize = 1_024;
+/// How often a single write is measured beside a bulk of them.
+const PACE: Duration = Duration::from_millis(50);
 
 fn open(path: &Path, n: u8) -> Log {
     let keys = [1, 2].map(|n| SigningKey::from_bytes(&[n; 32]));
@@ -163,7 +169,7 @@ fn reopen(path: &Path) {
     let took = begin.elapsed();
     println!("opening: {:.3} s, {} MB", took.as_secs_f64(), memory().0);
     let kv = Kv::new(Arc::new(log), Arc::new(NoBlobs));
-    let total = kv.count().unwrap();
+    let total: u64 = std::env::var("LATTICE_BENCH_TOTAL").unwrap().parse().unwrap();
     reading(&kv, total);
     println!("after reading: {} MB", memory().0);
     let mut waits = Vec::new();
@@ -176,56 +182,66 @@ fn reopen(path: &Path) {
     println!("one write until it is durable: {}", percentiles(waits));
 }
 
+/// How long a single local write takes until it is durable, one each 50 ms, while `bulk` goes on.
+fn beside(kv: &Kv, first: u64, bulk: impl FnOnce() + Send) -> String {
+    let over = AtomicBool::new(false);
+    let mut waits = Vec::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            bulk();
+            over.store(true, Ordering::Release);
+        });
+        let mut due = Instant::now();
+        while !over.load(Ordering::Acquire) {
+            due += PACE;
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            let begin = Instant::now();
+            let receipt = kv.submit(vec![put(first + waits.len() as u64)], Origin::Local).unwrap();
+            kv.wait(receipt.staged).unwrap();
+            waits.push(begin.elapsed());
+        }
+    });
+    format!("{}, of {}", percentiles(waits.clone()), waits.len())
+}
+
+fn write(kv: &Kv, first: u64) {
+    for n in first..first + STEP {
+        kv.submit(vec![put(n)], Origin::Local).unwrap();
+    }
+    kv.log().database().flush().unwrap();
+}
+
+fn chain(log: &Log, first: u64) -> Vec<Entry> {
+    let view = log.database().durable().unwrap();
+    log.chain(&view, &log.me(), first, STEP as usize).unwrap()
+}
+
 fn main() {
     if let Some(path) = std::env::var_os("LATTICE_BENCH_REOPEN") {
         return reopen(Path::new(&path));
     }
     let total: u64 = std::env::args().find_map(|arg| arg.parse().ok()).unwrap_or(1_000_000);
-    let dir = tempfile::tempdir().unwrap();
-    let one = Arc::new(open(&dir.path().join("one.redb"), 1));
-    let kv = Kv::new(one.clone(), Arc::new(NoBlobs));
-    let path = dir.path().join("two.redb");
-    let two = open(&path, 2);
+    let made = tempfile::tempdir().unwrap();
+    let dir = std::env::var_os("LATTICE_BENCH_DIR").map_or_else(|| made.path().to_owned(), std::path::PathBuf::from);
+    let kv = Kv::new(Arc::new(open(&dir.join("one.redb"), 1)), Arc::new(NoBlobs));
+    let one = Arc::clone(kv.log());
+    let path = dir.join("two.redb");
+    let two = Kv::new(Arc::new(open(&path, 2)), Arc::new(NoBlobs));
     println!(
         "| entries | written/s | µs each | included/s | µs each | verified/s | included:verified | bytes/entry | include until durable, 1,024 at a time |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
-    for start in (0..total).step_by(STEP as usize) {
-        let wrote = timed(STEP, || {
-            for n in start..start + STEP {
-                kv.submit(vec![put(n)], Origin::Local).unwrap();
-            }
-            one.database().flush().unwrap();
-        });
-        let view = one.database().durable().unwrap();
-        let entries: Vec<Entry> = one.chain(&view, &one.me(), start, STEP as usize).unwrap();
-        drop(view);
+    let begin = kv.count().unwrap();
+    for start in (begin..total).step_by(STEP as usize) {
+        let wrote = timed(STEP, || write(&kv, start));
+        let entries = chain(&one, start);
         let verified = timed(STEP, || {
             for frame in entries.chunks(FRAME) {
                 assert!(verify(frame).iter().all(|valid| *valid));
             }
         });
-        let waits = Arc::new(Mutex::new((Vec::new(), VecDeque::<(u64, Instant)>::new())));
-        let told = Arc::clone(&waits);
-        two.outbox(Box::new(move |durable| {
-            let mut waits = told.lock().unwrap();
-            let mut left = durable.entries.len() as u64;
-            while left > 0
-                && let Some((count, since)) = waits.1.pop_front()
-            {
-                left -= count;
-                waits.0.push(since.elapsed());
-            }
-        }));
-        let included = timed(STEP, || {
-            for frame in entries.chunks(FRAME) {
-                waits.lock().unwrap().1.push_back((frame.len() as u64, Instant::now()));
-                two.include(frame, Origin::Pulled).unwrap();
-            }
-            two.database().flush().unwrap();
-        });
+        let (included, waits) = include(two.log(), &entries);
         let size = std::fs::metadata(&path).unwrap().len();
-        let waits = std::mem::take(&mut waits.lock().unwrap().0);
         println!(
             "| {} | {:.0} | {:.1} | {:.0} | {:.1} | {:.0} | {:.2} | {} | {} |",
             start + STEP,
@@ -240,11 +256,45 @@ fn main() {
         );
     }
     println!("memory of two such stores while written: {} MB, {} MB at most", memory().0, memory().1);
+    // Of paths that nobody else writes.
+    let own = 1 << 40;
+    let beside_writes = beside(&kv, own, || write(&kv, total));
+    println!("one local write each 50 ms, until durable, while a program writes all it can: {beside_writes}");
+    let entries = chain(&one, total);
+    let beside_entries = beside(&two, own, || drop(include(two.log(), &entries)));
+    println!("the same, while entries of another node come in as fast as they can: {beside_entries}");
+    println!("memory then: {} MB, {} MB at most", memory().0, memory().1);
     let begin = Instant::now();
     drop(two);
     println!("closing: {:.3} s", begin.elapsed().as_secs_f64());
     drop(kv);
     drop(one);
-    let done = std::process::Command::new(std::env::current_exe().unwrap()).env("LATTICE_BENCH_REOPEN", &path).status();
+    let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+    let done = again.env("LATTICE_BENCH_REOPEN", &path).env("LATTICE_BENCH_TOTAL", total.to_string()).status();
     assert!(done.unwrap().success());
+}
+
+/// Includes all, a frame at a time; how long each frame took, from before it was given until it was durable.
+fn include(log: &Log, entries: &[Entry]) -> (Cost, Vec<Duration>) {
+    let waits = Arc::new(Mutex::new((Vec::new(), VecDeque::<(u64, Instant)>::new())));
+    let told = Arc::clone(&waits);
+    log.outbox(Box::new(move |durable| {
+        let mut waits = told.lock().unwrap();
+        let mut left = durable.entries.iter().filter(|(_, origin)| *origin == Origin::Pulled).count() as u64;
+        while left > 0
+            && let Some((count, since)) = waits.1.pop_front()
+        {
+            left -= count;
+            waits.0.push(since.elapsed());
+        }
+    }));
+    let cost = timed(entries.len() as u64, || {
+        for frame in entries.chunks(FRAME) {
+            waits.lock().unwrap().1.push_back((frame.len() as u64, Instant::now()));
+            log.include(frame, Origin::Pulled).unwrap();
+        }
+        log.database().flush().unwrap();
+    });
+    let waits = std::mem::take(&mut waits.lock().unwrap().0);
+    (cost, waits)
 }
