@@ -22,7 +22,7 @@ struct Run {
 fn theirs() -> Vec<Entry> {
     let mut chain: Vec<Entry> = Vec::new();
     let mut stamp = Hlc::at(NOW);
-    for seq in 0..60 {
+    for seq in 0..40 {
         stamp = stamp.next(NOW);
         chain.push(crafted(2, seq, chain.last().map(Entry::hash), vec![], stamp));
     }
@@ -53,7 +53,7 @@ fn work(log: Log) -> Run {
 
 /// Merges runs all the time, in small parts.
 fn busy(database: Database) -> Log {
-    Log::with(database.merging(40_000, Duration::ZERO), parts(1)).unwrap()
+    Log::with(database.merging(15_000, Duration::ZERO), parts(1)).unwrap()
 }
 
 fn fresh() -> Disk {
@@ -121,7 +121,7 @@ fn whenever_the_machine_stops_what_was_confirmed_or_sent_is_there_and_the_chain_
             assert!(syncs > 6, "the work takes several commits");
             break;
         }
-        whole = run.confirmed.len() == 21;
+        whole = run.confirmed.len() == 10;
     }
 }
 
