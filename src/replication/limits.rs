@@ -68,3 +68,9 @@ pub const OWN_TOLD: Duration = Duration::from_secs(2);
 pub const OWN_COMING: Duration = Duration::from_secs(5);
 /// How long after an entry was found missing its finders ask again.
 pub const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// The ranges in one round of a comparison, at most: each costs its receiver a look into the store.
+pub const ROUND_RANGES: usize = 65_536;
+/// The rounds of a comparison, at most. It ends with what it has found by then.
+pub const ROUNDS: u32 = 128;
+/// The differences that a comparison gathers, about, before it ends.
+pub const FOUND: usize = 262_144;

@@ -9,6 +9,7 @@
 //! | hashes   | first 16 of hash   | local number, hlc |
 //! | chains   | author, seq        | local number |
 //! | order    | hlc, hash          | local number |
+//! | ranges   | level, hlc, hash   | how many entries there are from there to the level's next row, and the sum of their hashes |
 //! | tips     | author             | seq, hlc, hash |
 //! | frontier | hash               | hlc |
 //! | meta     | name               | counters |
@@ -31,6 +32,7 @@ mod notes;
 mod numbered;
 mod outgoing;
 mod past;
+mod ranges;
 mod rebuild;
 mod regain;
 mod soundness;
@@ -57,6 +59,7 @@ use indexes::number;
 use outgoing::Outgoing;
 pub use outgoing::{Durable, Outbox};
 pub use past::Past;
+pub use ranges::Buckets;
 pub use soundness::Verified;
 pub use verdict::{Rejected, Verdict};
 
@@ -64,6 +67,7 @@ const ENTRIES: Table = "entries";
 const HASHES: Table = "hashes";
 const CHAINS: Table = "chains";
 const ORDER: Table = "order";
+const RANGES: Table = "ranges";
 const TIPS: Table = "tips";
 const FRONTIER: Table = "frontier";
 const META: Table = "meta";
@@ -192,6 +196,9 @@ impl Log {
         };
         log.check()?;
         log.collect();
+        if !log.ranges_add_up()? {
+            log.with_head(|head| log.count_ranges().map(|ranges| head.ranges = ranges))?;
+        }
         if log.database.view()?.get(META, rebuild::REBUILDING)?.is_some() {
             log.rebuild()?;
         }

@@ -1,12 +1,14 @@
 //! The parts of reconciliation that look at a whole store: handing out what a peer asked for, parents first and no
 //! faster than it takes it; and the comparison of ranges, for what the authors' tips can't settle.
 
+mod ranges;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 use bytes::Bytes;
-use negentropy::{Id, Negentropy, NegentropyStorageVector, Storage};
 
+use super::database::Result;
 use super::entry::Entry;
 use super::limits;
 use super::log::{Fingerprint, Tip};
@@ -14,10 +16,14 @@ use super::message::{Message, Packed, Range, Wanted};
 use crate::clock::Hlc;
 use crate::ids::{Hash, NodeId, StoreId};
 
+pub use ranges::Ordered;
+#[cfg(test)]
+pub(crate) use ranges::testing;
+
 /// Entries read from a chain at a time.
 const CHUNK: usize = 128;
 /// The bytes of a comparison's round, at most: a small limit multiplies the round trips.
-const ROUND: u64 = 1024 * 1024;
+const ROUND: usize = 1024 * 1024;
 
 /// How far each author's chain goes.
 pub type Tips = BTreeMap<NodeId, Tip>;
@@ -37,8 +43,9 @@ pub trait Shelf {
     fn chain(&self, store: &StoreId, author: &NodeId, from: u64, limit: usize) -> Vec<Entry>;
     /// An entry.
     fn entry(&self, store: &StoreId, hash: &Hash) -> Option<Entry>;
-    /// Stamp and hash of all entries, in that order.
-    fn items(&self, store: &StoreId) -> Vec<(Hlc, Hash)>;
+    /// Calls `work` with the entries of a store in the order of stamp and hash, of one consistent state. `None` if there is no
+    /// such store, or something could not be read.
+    fn ordered(&self, store: &StoreId, work: &mut dyn FnMut(&dyn Ordered) -> Result<()>) -> Option<()>;
 }
 
 struct Cursor {
@@ -166,94 +173,77 @@ impl Serving {
     }
 }
 
-/// A comparison of ranges under way, at either end.
+/// What became of a peer's round.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next {
+    /// The next round, to be sent.
+    Round(Vec<u8>),
+    /// The comparison is at its end.
+    Done,
+    /// The peer's bytes make no sense.
+    Senseless,
+    /// The store can't be read.
+    Unreadable,
+}
+
+fn ordered(shelf: &dyn Shelf, store: &StoreId, mut work: impl FnMut(&dyn Ordered) -> Result<Next>) -> Next {
+    let mut next = Next::Unreadable;
+    let read = shelf.ordered(store, &mut |entries| {
+        next = work(entries)?;
+        Ok(())
+    });
+    if read.is_some() { next } else { Next::Unreadable }
+}
+
+/// The answer of the end that did not begin.
+#[must_use]
+pub fn answer(shelf: &dyn Shelf, store: &StoreId, round: &[u8]) -> Next {
+    ordered(
+        shelf,
+        store,
+        |entries| Ok(ranges::go_on(entries, round, ROUND, None)?.map_or(Next::Senseless, Next::Round)),
+    )
+}
+
+/// A comparison of ranges under way, at the end that began it.
+#[derive(Debug, Default)]
 pub struct Comparison {
-    items: NegentropyStorageVector,
-    /// What the other end lacks, as far as known: only the end that began learns it.
+    /// What the other end lacks, as far as known.
     pub theirs: Vec<Hash>,
     /// What this end lacks.
     pub ours: Vec<Hash>,
-}
-
-impl std::fmt::Debug for Comparison {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Comparison").field("ours", &self.ours.len()).finish_non_exhaustive()
-    }
+    rounds: u32,
 }
 
 impl Comparison {
-    /// Of all that is in the store.
-    #[must_use]
-    pub fn new(items: &[(Hlc, Hash)]) -> Option<Self> {
-        let mut storage = NegentropyStorageVector::with_capacity(items.len());
-        for (hlc, hash) in items {
-            storage.insert(hlc.0, Id::from_byte_array(hash.0)).ok()?;
-        }
-        storage.seal().ok()?;
-        Some(Self { items: storage, theirs: Vec::new(), ours: Vec::new() })
-    }
-
     /// The first round.
     #[must_use]
-    pub fn begin(&self) -> Option<Vec<u8>> {
-        Negentropy::new(Storage::Borrowed(&self.items), ROUND).ok()?.initiate().ok()
+    pub fn begin(shelf: &dyn Shelf, store: &StoreId) -> Next {
+        ordered(shelf, store, |entries| Ok(Next::Round(ranges::begin(entries, ROUND)?)))
     }
 
-    /// The answer of the end that did not begin; `None` if the peer's bytes make no sense.
+    /// Takes an answer. One that goes on for too long, or finds very much, ends with what it has found: that is fetched, and
+    /// the next comparison finds the rest.
     #[must_use]
-    pub fn answer(&self, round: &[u8]) -> Option<Vec<u8>> {
-        Negentropy::new(Storage::Borrowed(&self.items), ROUND).ok()?.reconcile(round).ok()
-    }
-
-    /// Takes an answer: `Some(Some(round))` if there is another round, `Some(None)` at the end,
-    /// `None` if the peer's bytes make no sense.
-    #[must_use]
-    pub fn go_on(&mut self, answer: &[u8]) -> Option<Option<Vec<u8>>> {
-        let mut negentropy = Negentropy::new(Storage::Borrowed(&self.items), ROUND).ok()?;
-        negentropy.set_initiator();
-        let (mut have, mut need) = (Vec::new(), Vec::new());
-        let next = negentropy.reconcile_with_ids(answer, &mut have, &mut need).ok()?;
-        self.theirs.extend(have.into_iter().map(|id| Hash(id.to_bytes())));
-        self.ours.extend(need.into_iter().map(|id| Hash(id.to_bytes())));
-        if next.is_none() {
-            self.theirs.sort_unstable();
-            self.ours.sort_unstable();
+    pub fn go_on(&mut self, shelf: &dyn Shelf, store: &StoreId, answer: &[u8]) -> Next {
+        self.rounds += 1;
+        let mut found = ranges::Found::default();
+        let next = ordered(shelf, store, |entries| {
+            found = ranges::Found::default();
+            let next = ranges::go_on(entries, answer, ROUND, Some(&mut found))?;
+            // Nothing but the version: no range is open.
+            Ok(next.map_or(Next::Senseless, |round| if round.len() > 1 { Next::Round(round) } else { Next::Done }))
+        });
+        self.theirs.append(&mut found.theirs);
+        self.ours.append(&mut found.ours);
+        let enough = self.rounds >= limits::ROUNDS || self.theirs.len() + self.ours.len() >= limits::FOUND;
+        let next = if enough && matches!(next, Next::Round(_)) { Next::Done } else { next };
+        if next == Next::Done {
+            for hashes in [&mut self.theirs, &mut self.ours] {
+                hashes.sort_unstable();
+                hashes.dedup();
+            }
         }
-        Some(next)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn items(range: std::ops::Range<u64>) -> Vec<(Hlc, Hash)> {
-        range.map(|n| (Hlc(n / 3), Hash(blake3::hash(&n.to_be_bytes()).into()))).collect()
-    }
-
-    fn hashes(range: std::ops::Range<u64>) -> Vec<Hash> {
-        let mut hashes: Vec<_> = items(range).into_iter().map(|(_, hash)| hash).collect();
-        hashes.sort_unstable();
-        hashes
-    }
-
-    #[test]
-    fn a_comparison_finds_exactly_what_each_end_lacks() {
-        let mut one = Comparison::new(&items(0..900)).unwrap();
-        let other = Comparison::new(&items(40..1_000)).unwrap();
-        let mut round = one.begin().unwrap();
-        while let Some(next) = one.go_on(&other.answer(&round).unwrap()).unwrap() {
-            round = next;
-        }
-        assert_eq!(one.theirs, hashes(0..40));
-        assert_eq!(one.ours, hashes(900..1_000));
-    }
-
-    #[test]
-    fn bytes_that_are_no_round_end_a_comparison() {
-        let mut one = Comparison::new(&items(0..900)).unwrap();
-        assert!(one.answer(b"").is_none());
-        assert!(one.answer(&[0x61, 0, 0, 7]).is_none());
-        assert!(one.go_on(&[0x60]).is_none());
+        next
     }
 }

@@ -194,9 +194,8 @@ struct Peer {
     /// Per store, how many entries both had when their fingerprints were last the same.
     agreed: BTreeMap<StoreId, u64>,
     serving: BTreeMap<StoreId, Serving>,
-    /// Comparisons of ranges, as begun here or there, with the time of their last use.
+    /// Comparisons of ranges that were begun here, with the time of their last use.
     comparing: BTreeMap<StoreId, (Comparison, Millis)>,
-    compared: BTreeMap<StoreId, (Comparison, Millis)>,
 }
 
 #[derive(Default)]
@@ -303,7 +302,6 @@ impl Replica {
             agreed: BTreeMap::new(),
             serving: BTreeMap::new(),
             comparing: BTreeMap::new(),
-            compared: BTreeMap::new(),
         };
         self.peers.insert(id, peer);
         let Identity { mesh, build, .. } = self.identity.clone();
@@ -490,7 +488,6 @@ impl Replica {
                 peer.agreed.remove(&store);
                 peer.serving.remove(&store);
                 peer.comparing.remove(&store);
-                peer.compared.remove(&store);
             }
             self.out.push(Output::Unsubscribe(store));
         }

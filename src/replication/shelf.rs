@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use super::database::{Flow, Result, View};
+use super::database::{Result, View};
 use super::entry::Entry;
 use super::log::{Fingerprint, Log};
-use super::reconcile::{Shelf, Tips};
-use crate::clock::Hlc;
+use super::reconcile::{Ordered, Shelf, Tips};
 use crate::ids::{Hash, NodeId, StoreId};
 
 /// Who has the open logs of a mesh.
@@ -65,15 +64,7 @@ impl Shelf for LogShelf<'_> {
         self.durable(store, |log, view| log.kept(view, hash)).flatten()
     }
 
-    fn items(&self, store: &StoreId) -> Vec<(Hlc, Hash)> {
-        let mut items = Vec::new();
-        let read = self.durable(store, |log, view| {
-            log.order(view, (Hlc(0), Hash([0; 32])), false, &mut |hlc, hash| {
-                items.push((hlc, hash));
-                Flow::Continue(())
-            })
-        });
-        // Half a list would look like a set that lacks the rest.
-        if read.is_some() { items } else { Vec::new() }
+    fn ordered(&self, store: &StoreId, work: &mut dyn FnMut(&dyn Ordered) -> Result<()>) -> Option<()> {
+        self.durable(store, |log, view| work(&log.ordered(view)?))
     }
 }

@@ -57,7 +57,9 @@ fn each_kind_of_damage_is_found_and_a_sound_log_has_none() {
     let sound = verify(&log);
     assert_eq!((sound.faults.clone(), sound.excluded), (vec![], 1), "{sound:?}");
     assert_eq!(sound.entries, log.fingerprint(&log.database().view().unwrap()).unwrap().count);
-    for table in ["entries", "hashes", "chains", "order", "tips", "frontier", "meta", "aside", "asides", "counts"] {
+    for table in
+        ["entries", "hashes", "chains", "order", "ranges", "tips", "frontier", "meta", "aside", "asides", "counts"]
+    {
         let before = rows(&log, table);
         assert!(!before.is_empty(), "{table}");
         for (key, value) in [before[0].clone(), before[before.len() / 2].clone(), before[before.len() - 1].clone()] {
@@ -93,4 +95,28 @@ fn what_is_sound_in_a_damaged_log_can_be_taken_over() {
     let count = new.fingerprint(&new.database().view().unwrap()).unwrap().count;
     assert_eq!(count, all.len() as u64 - 1);
     assert_eq!((verify(&new).faults, verify(&new).excluded), (vec![], 1));
+}
+
+#[test]
+fn an_index_of_ranges_that_does_not_add_up_is_made_anew_at_the_next_start() {
+    for damaged in [false, true] {
+        let disk = Disk::default();
+        let log = open(&disk, 1);
+        for n in 0..200u8 {
+            log.submit(&[n % 7], Origin::Local).unwrap();
+        }
+        let before = rows(&log, "ranges");
+        let faults = |log: &Log| verify(log).faults.len();
+        assert_eq!(faults(&log), 0);
+        for (key, mut value) in before.iter().cloned() {
+            value[7] ^= 1;
+            write(&log, "ranges", &key, damaged.then_some(value));
+        }
+        assert_ne!(faults(&log), 0);
+        log.database().flush().unwrap();
+        drop(log);
+        let log = open(&disk.crash(), 1);
+        assert_eq!(faults(&log), 0);
+        assert_eq!(rows(&log, "ranges"), before);
+    }
 }

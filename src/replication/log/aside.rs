@@ -238,6 +238,7 @@ impl Log {
         txn.remove(CHAINS, key.as_slice());
         txn.remove(SEEN, key);
         txn.remove(ORDER, order_key(header.hlc, &hash));
+        head.ranges.remove(txn, header.hlc, &hash)?;
         txn.remove(NOOPS, hash.0);
         txn.put(META, EXCLUDED, [1]);
         match seq.checked_sub(1) {

@@ -6,6 +6,7 @@ use std::ops::Bound;
 use serde::{Deserialize, Serialize};
 
 use super::indexes::number;
+use super::ranges::Ranges;
 use super::{FRONTIER, Log, META, locked};
 use crate::clock::Hlc;
 use crate::ids::Hash;
@@ -27,24 +28,36 @@ pub struct Fingerprint {
 }
 
 impl Fingerprint {
-    pub(super) fn add(&mut self, hash: &Hash) {
-        self.count += 1;
+    /// Of one entry.
+    #[must_use]
+    pub const fn one(hash: &Hash) -> Self {
+        Self { count: 1, sum: hash.0 }
+    }
+
+    /// Of these entries and the others.
+    #[must_use]
+    pub fn plus(mut self, other: &Self) -> Self {
+        self.count = self.count.wrapping_add(other.count);
         let mut carry = 0u16;
-        for (sum, byte) in self.sum.iter_mut().zip(hash.0) {
+        for (sum, byte) in self.sum.iter_mut().zip(other.sum) {
             let total = u16::from(*sum) + u16::from(byte) + carry;
             *sum = total.to_le_bytes()[0];
             carry = total >> 8;
         }
+        self
     }
 
-    fn remove(&mut self, hash: &Hash) {
-        self.count = self.count.saturating_sub(1);
+    /// Of these entries without the others, which are among them.
+    #[must_use]
+    pub fn minus(mut self, other: &Self) -> Self {
+        self.count = self.count.wrapping_sub(other.count);
         let mut borrow = 0i16;
-        for (sum, byte) in self.sum.iter_mut().zip(hash.0) {
+        for (sum, byte) in self.sum.iter_mut().zip(other.sum) {
             let rest = i16::from(*sum) - i16::from(byte) - borrow;
             *sum = rest.to_le_bytes()[0];
             borrow = i16::from(rest < 0);
         }
+        self
     }
 }
 
@@ -58,6 +71,7 @@ pub(super) struct Head {
     /// What of the frontier came and went since the last staged set.
     came: BTreeSet<Hash>,
     went: BTreeSet<Hash>,
+    pub(super) ranges: Ranges,
 }
 
 impl Head {
@@ -70,12 +84,12 @@ impl Head {
         self.frontier.insert(hash, header.hlc);
         self.came.insert(hash);
         self.next += 1;
-        self.fingerprint.add(&hash);
+        self.fingerprint = self.fingerprint.plus(&Fingerprint::one(&hash));
     }
 
     /// Takes back an entry. What it had hidden of the frontier is to be put back with [`Head::uncover`].
     pub(super) fn remove(&mut self, hash: &Hash) {
-        self.fingerprint.remove(hash);
+        self.fingerprint = self.fingerprint.minus(&Fingerprint::one(hash));
         if self.frontier.remove(hash).is_some() && !self.came.remove(hash) {
             self.went.insert(*hash);
         }
@@ -98,6 +112,7 @@ impl Head {
                 txn.put(FRONTIER, hash.0, hlc.0.to_be_bytes());
             }
         }
+        self.ranges.write(txn);
         txn.put(META, COUNT, self.fingerprint.count.to_be_bytes());
         txn.put(META, SUM, self.fingerprint.sum);
         txn.put(META, NEXT, self.next.to_be_bytes());
@@ -124,7 +139,15 @@ impl Log {
             .as_deref()
             .map_or(Some(0), number)
             .ok_or_else(|| view.damaged("its counters do not read back"))?;
-        Ok(Head { next, held: true, fingerprint, frontier, came: BTreeSet::new(), went: BTreeSet::new() })
+        Ok(Head {
+            next,
+            held: true,
+            fingerprint,
+            frontier,
+            came: BTreeSet::new(),
+            went: BTreeSet::new(),
+            ranges: Ranges::read(view)?,
+        })
     }
 
     /// Does `work` with the head. If that fails half-way, the head may be ahead of what was staged: it is dropped, and

@@ -194,6 +194,7 @@ impl Log {
         txn.put(HASHES, &hash.0[..16], [local, header.hlc.0.to_be_bytes()].concat());
         txn.put(CHAINS, chain_key(&header.author, header.seq), local);
         txn.put(ORDER, order_key(header.hlc, &hash), local);
+        head.ranges.add(txn, header.hlc, &hash)?;
         txn.put(TIPS, header.author.0, Tip { seq: header.seq, hlc: header.hlc, hash }.encode());
         self.note_past(txn, head, entry)?;
         head.add(hash, header);

@@ -37,7 +37,7 @@ impl Log {
         Ok(())
     }
 
-    fn clear(&self, table: Table) -> Result<()> {
+    pub(super) fn clear(&self, table: Table) -> Result<()> {
         let mut keys: Vec<Vec<u8>> = Vec::new();
         loop {
             let start = keys.last().map_or(Bound::Unbounded, |last| Bound::Excluded(last.as_slice()));

@@ -7,7 +7,7 @@ use std::ops::Bound;
 use super::aside::{aside_key, aside_row};
 use super::head::Fingerprint;
 use super::indexes::{Tip, chain_key, number, order_key};
-use super::{ASIDE, ASIDES, CHAINS, ENTRIES, HASHES, Log, NOOPS, ORDER, rebuild};
+use super::{ASIDE, ASIDES, CHAINS, ENTRIES, HASHES, Log, NOOPS, ORDER, ranges, rebuild};
 use crate::clock::Hlc;
 use crate::ids::{Hash, NodeId, StoreId};
 use crate::replication::database::{Database, DatabaseError, Flow, Read, Result, Table, Txn, View};
@@ -206,7 +206,7 @@ impl Walk<'_> {
             }
         }
         self.frontier.insert(hash, header.hlc);
-        self.fingerprint.add(&hash);
+        self.fingerprint = self.fingerprint.plus(&Fingerprint::one(&hash));
         Ok(())
     }
 
@@ -227,6 +227,9 @@ impl Walk<'_> {
             if count != self.found.entries {
                 self.fault(format!("the index '{table}' has {count} rows for {} entries", self.found.entries));
             }
+        }
+        if !ranges::sound(self.view)? {
+            self.fault("the index of ranges does not hold what its entries make");
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Fetching and handing out: pulls, what is served, comparisons, and what ingest says.
 
-use std::collections::{BTreeMap, btree_map};
+use std::collections::BTreeMap;
 
 use super::{Output, Replica, credit_limit};
 use crate::clock::Millis;
@@ -8,7 +8,7 @@ use crate::ids::{Hash, NodeId, StoreId};
 use crate::replication::ingest::{Batch, Report};
 use crate::replication::limits;
 use crate::replication::message::{Message, Packed, Range, Wanted};
-use crate::replication::reconcile::{Comparison, Serving, Shelf, Tips};
+use crate::replication::reconcile::{self, Comparison, Next, Serving, Shelf, Tips};
 
 /// What is being fetched for a store.
 pub(super) struct Pull {
@@ -299,45 +299,35 @@ impl Replica {
         if peer.comparing.contains_key(&store) {
             return;
         }
-        let Some(comparison) = Comparison::new(&shelf.items(&store)) else { return };
-        let Some(round) = comparison.begin() else { return };
-        peer.comparing.insert(store, (comparison, now));
+        let Next::Round(round) = Comparison::begin(shelf, &store) else { return };
+        peer.comparing.insert(store, (Comparison::default(), now));
         self.send(id, &Message::Compare { store, round });
     }
 
     /// A round that the peer began.
     pub(super) fn compare(&mut self, id: NodeId, store: StoreId, round: &[u8], now: Millis, shelf: &dyn Shelf) {
-        if !self.stores.contains_key(&store) {
+        if !self.stores.contains_key(&store) || !self.peers.contains_key(&id) {
             return;
         }
-        let Some(peer) = self.peers.get_mut(&id) else { return };
-        let (comparison, used) = match peer.compared.entry(store) {
-            btree_map::Entry::Occupied(place) => place.into_mut(),
-            btree_map::Entry::Vacant(place) => {
-                let Some(comparison) = Comparison::new(&shelf.items(&store)) else { return };
-                place.insert((comparison, now))
-            }
-        };
-        *used = now;
-        match comparison.answer(round) {
-            Some(round) => self.send(id, &Message::Compared { store, round }),
-            None => self.fault(id, limits::FAULTS / 4, now),
+        match reconcile::answer(shelf, &store, round) {
+            Next::Round(round) => self.send(id, &Message::Compared { store, round }),
+            Next::Senseless => self.fault(id, limits::FAULTS / 4, now),
+            Next::Done | Next::Unreadable => {}
         }
     }
 
     /// The answer to a round that was begun here.
     pub(super) fn compared(&mut self, id: NodeId, store: StoreId, answer: &[u8], now: Millis, shelf: &dyn Shelf) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        let Some((comparison, used)) = peer.comparing.get_mut(&store) else { return };
-        *used = now;
-        match comparison.go_on(answer) {
-            None => {
-                peer.comparing.remove(&store);
-                self.fault(id, limits::FAULTS / 4, now);
+        let Some((mut comparison, _)) = peer.comparing.remove(&store) else { return };
+        match comparison.go_on(shelf, &store, answer) {
+            Next::Senseless => self.fault(id, limits::FAULTS / 4, now),
+            Next::Unreadable => {}
+            Next::Round(round) => {
+                peer.comparing.insert(store, (comparison, now));
+                self.send(id, &Message::Compare { store, round });
             }
-            Some(Some(round)) => self.send(id, &Message::Compare { store, round }),
-            Some(None) => {
-                let Some((comparison, _)) = peer.comparing.remove(&store) else { return };
+            Next::Done => {
                 for hashes in comparison.theirs.chunks(limits::PULL_ITEMS) {
                     self.send(id, &Message::Have { store, hashes: hashes.to_vec() });
                 }

@@ -6,7 +6,9 @@ use super::*;
 use crate::clock::Hlc;
 use crate::replication::entry::{Entry, Header};
 use crate::replication::message::{Packed, Range, Wanted};
+use crate::replication::reconcile::Ordered;
 use crate::replication::reconcile::Tips;
+use crate::replication::reconcile::testing::List;
 
 const MESH: MeshId = MeshId([1; 32]);
 const STORE: StoreId = StoreId([1; 32]);
@@ -67,8 +69,14 @@ impl Shelf for Chain {
     fn entry(&self, _: &StoreId, hash: &Hash) -> Option<Entry> {
         self.0.iter().find(|entry| entry.hash() == *hash).cloned()
     }
-    fn items(&self, _: &StoreId) -> Vec<(Hlc, Hash)> {
-        self.0.iter().map(|entry| (entry.header().hlc, entry.hash())).collect()
+    fn ordered(
+        &self,
+        _: &StoreId,
+        work: &mut dyn FnMut(&dyn Ordered) -> crate::replication::database::Result<()>,
+    ) -> Option<()> {
+        let mut items: Vec<_> = self.0.iter().map(|entry| (entry.header().hlc, entry.hash())).collect();
+        items.sort_unstable();
+        work(&List(items)).ok()
     }
 }
 
@@ -309,4 +317,18 @@ fn the_same_tips_over_different_sets_are_settled_by_ranges() {
     assert_eq!(pull_of(&outputs).map(|(_, _, wanted)| wanted), Some(Wanted::Hashes(hashes)));
     let have = sent(&outputs).into_iter().find(|(_, message)| matches!(message, Message::Have { .. })).unwrap();
     assert!(pull_of(&receive(&mut two, ME, &have.1, NOW, &theirs)).is_some());
+}
+
+#[test]
+fn a_comparison_that_never_agrees_ends() {
+    let (mine, theirs) = (Chain::of(4, 10), Chain::of(4, 20));
+    let other = NodeId([99; 32]);
+    let mut one = replica(&mine);
+    connect(&mut one, other, &mine);
+    let goes_on = |outputs: &[Output]| sent(outputs).iter().any(|(_, said)| matches!(said, Message::Compare { .. }));
+    assert!(goes_on(&receive(&mut one, other, &tips(&theirs), NOW, &mine)));
+    // Up to the end of all there is another fingerprint than any.
+    let never = Message::Compared { store: STORE, round: [&[0x61, 0, 0, 1][..], &[0; 16]].concat() };
+    let rounds = (0..1_000).take_while(|_| goes_on(&receive(&mut one, other, &never, NOW, &mine))).count();
+    assert_eq!(rounds, limits::ROUNDS as usize - 1);
 }

@@ -64,7 +64,6 @@ impl Replica {
     fn tick_peer(&mut self, id: NodeId, now: Millis, shelf: &dyn Shelf) {
         let reconcile = self.jitter(limits::RECONCILE);
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        peer.compared.retain(|_, (_, used)| now.since(*used) < limits::RECONCILE);
         peer.comparing.retain(|_, (_, used)| now.since(*used) < limits::RECONCILE);
         if let Some((_, since)) = peer.probe
             && now.since(since) >= peer.patience()
