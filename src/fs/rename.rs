@@ -184,11 +184,11 @@ impl Tree {
         }
         let above = self.with_above(&kv, rename.to.parent, &mut ops)?;
         let receipt = self.commit(&kv, ops)?;
+        let own = above.next(receipt.hash);
         self.are_published(above, &kv, receipt)?;
         drop(self.table().take_whiteout(rename.from.parent, rename.from.name));
         self.renamed(rename, &target);
         self.forget_bases(rename.ino);
-        let own = HeadId { entry: receipt.hash, op: 0 };
         self.is_published(rename.ino, &kv, draft, version.changes, own, receipt);
         let mut table = self.table();
         if draft.shape().writers == 0 {

@@ -11,7 +11,7 @@ use super::names::ids;
 use super::tree::Tree;
 use super::waiting::{Due, RENAME};
 use super::write::{Wanted, directory};
-use crate::ids::StoreId;
+use crate::ids::{Hash, StoreId};
 use crate::replication::log::Receipt;
 use crate::stores::Merge;
 use crate::stores::kv::{HeadId, Kind, Kv, KvError, Node, Op, Value};
@@ -24,13 +24,18 @@ struct Above {
     ino: u64,
     draft: Arc<Draft>,
     changes: u64,
-    /// Which of the entry's operations it is.
-    op: u16,
 }
 
-/// The directories that become entries together with what was made in them.
+/// The directories that become entries together with what was made in them: the first operations of that entry.
 #[derive(Default)]
 pub(crate) struct Aboves(Vec<Above>);
+
+impl Aboves {
+    /// The head that the first operation after theirs makes.
+    pub(crate) fn next(&self, entry: Hash) -> HeadId {
+        HeadId { entry, op: u16::try_from(self.0.len()).unwrap_or(u16::MAX) }
+    }
+}
 
 impl Tree {
     /// Makes a directory.
@@ -173,29 +178,34 @@ impl Tree {
         found
     }
 
-    /// Adds to `ops` the directories at and above `directory` that are no entries yet. No name may change meanwhile.
+    /// Puts before `ops` the directories at and above `directory` that are no entries yet, the highest first. No name may
+    /// change meanwhile.
     pub(crate) fn with_above(&self, kv: &Kv, directory: u64, ops: &mut Vec<Op>) -> Answer<Aboves> {
-        let (mut aboves, mut bytes) = (Aboves::default(), 0);
+        let (mut found, mut bytes) = (Vec::new(), 0);
         for (ino, draft) in self.new_above(directory) {
-            let seen = self.table().see(ino)?;
-            bytes += seen.path.len();
+            let path = self.table().see(ino)?.path;
+            bytes += path.len();
             if bytes > PATHS {
                 break;
             }
+            found.push((ino, draft, path));
+        }
+        let (mut aboves, mut made_ops) = (Aboves::default(), Vec::new());
+        for (ino, draft, path) in found.into_iter().rev() {
             let (changes, mode, mtime, base) = {
                 let shape = draft.shape();
                 (shape.changes, shape.mode, shape.mtime, shape.base.clone())
             };
-            let op = u16::try_from(ops.len()).unwrap_or(u16::MAX);
-            ops.push(made(kv, &seen.path, (mode, mtime), base)?);
-            aboves.0.push(Above { ino, draft, changes, op });
+            made_ops.push(made(kv, &path, (mode, mtime), base)?);
+            aboves.0.push(Above { ino, draft, changes });
         }
+        ops.splice(0..0, made_ops);
         Ok(aboves)
     }
 
     /// Notes that they are entries now.
     pub(crate) fn are_published(&self, aboves: Aboves, kv: &Arc<Kv>, receipt: Receipt) -> Answer<()> {
-        for Above { ino, draft, changes, op } in aboves.0 {
+        for (op, Above { ino, draft, changes }) in (0..).zip(aboves.0) {
             let seen = self.table().see(ino)?;
             drop(self.table().take_whiteout(seen.parent, &seen.name));
             self.is_published(ino, kv, &draft, changes, HeadId { entry: receipt.hash, op }, receipt);

@@ -241,7 +241,7 @@ impl Tree {
         let receipt = self.commit(&kv, ops)?;
         // Before its draft is let go of: a name that is taken away and not written shows nothing.
         drop(self.table().take_whiteout(seen.parent, &seen.name));
-        self.is_published(ino, &kv, draft, version.changes, HeadId { entry: receipt.hash, op: 0 }, receipt);
+        self.is_published(ino, &kv, draft, version.changes, above.next(receipt.hash), receipt);
         self.are_published(above, &kv, receipt)?;
         self.resurface(ino, store, &seen.path);
         Ok(Some(receipt))

@@ -23,6 +23,7 @@ fn get(path: impl AsRef<Path>, name: &str) -> Option<String> {
 fn the_attributes_of_a_key_tell_who_wrote_it_which_version_it_is_and_how_far_it_came() {
     let world = World::new();
     world.sh("echo one > f; echo two > f; mkdir d; sync -f f");
+    eventually("the directory to be an entry", || get(world.key("d"), "author_name").is_some());
     let found = all(world.key("f"));
     let names: Vec<_> = found.keys().map(|name| name.strip_prefix("user.lattice.").unwrap()).collect();
     assert_eq!(names, ["author", "author_name", "hash", "heads", "hlc", "seq", "state"]);
