@@ -7,6 +7,8 @@ use std::collections::BTreeSet;
 use std::ops::{Bound, ControlFlow};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
 use super::Table;
 use super::rows::{Range, Row, Rows, Sorted, each};
 
@@ -168,14 +170,7 @@ pub(super) struct Digest(u64);
 
 impl Digest {
     pub(super) fn of(table: Table, key: &[u8]) -> Self {
-        let mut sum = (key.len() as u64) << 8 | table.len() as u64;
-        for part in table.as_bytes().chunks(8).chain(key.chunks(8)) {
-            let mut word = [0; 8];
-            word[..part.len()].copy_from_slice(part);
-            sum = (sum ^ u64::from_le_bytes(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            sum ^= sum >> 32;
-        }
-        Self(sum)
+        Self(xxh3_64_with_seed(key, xxh3_64(table.as_bytes())))
     }
 }
 
