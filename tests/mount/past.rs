@@ -73,6 +73,20 @@ fn a_store_as_it_was_reads_with_any_tool() {
 }
 
 #[test]
+fn all_that_was_there_is_listed_however_much_it_is() {
+    let world = World::new();
+    world.sh("mkdir d; for n in $(seq 50); do echo $n > $n; echo $n > d/$n; echo $n > gone$n; done; mkdir e; echo x > e/f");
+    world.settled();
+    let then = moment(&world);
+    world.sh("rm gone*");
+    world.settled();
+    assert_eq!(world.sh(&format!("cd ../.at/{then}; find . -type f | wc -l")), "151\n");
+    assert_eq!(world.sh(&format!("cp -a ../.at/{then} $SPARE/all; find $SPARE/all -type f | wc -l")), "151\n");
+    assert_eq!(world.sh("diff -r ../.at/now . && diff -r ../.by/here . && echo the same"), "the same\n");
+    assert_eq!(world.sh("ls ../.history | wc -l"), "102\n");
+}
+
+#[test]
 fn an_entry_shows_what_its_author_had_seen_and_no_more() {
     let world = World::new();
     world.sh("echo base > f");
