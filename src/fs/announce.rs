@@ -13,8 +13,9 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
-use tokio::sync::broadcast;
+use n0_future::future;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+use tokio::sync::{broadcast, watch};
 
 use super::changes::Changes;
 use super::inodes::{Place, Type, join};
@@ -44,6 +45,8 @@ pub(crate) enum Notice {
     Event(Arc<Event>),
     /// Some were missed.
     Lagged,
+    /// Stores came or went.
+    Stores,
     /// The mount goes away.
     Stop,
 }
@@ -83,13 +86,26 @@ fn watched(event: &Event, registry: &Weak<Registry>, changes: &Changes) {
 /// Passes on what is included, but for what came through this mount, `ours`: the kernel knows that already.
 /// Those who watch a store for its changes are told of all.
 fn listen(
-    mut events: broadcast::Receiver<Arc<Event>>,
+    (mut events, mut stores): (broadcast::Receiver<Arc<Event>>, watch::Receiver<u64>),
     (ours, registry): (Origin, &Weak<Registry>),
     changes: &Changes,
     notices: &Sender<Notice>,
 ) {
     loop {
-        let mut next = match events.blocking_recv() {
+        let woken = future::block_on(async {
+            tokio::select! {
+                event = events.recv() => Some(event),
+                _ = stores.changed() => None,
+            }
+        });
+        let Some(next) = woken else {
+            // If that is because the registry is gone, there are no events either.
+            if notices.send(Notice::Stores).is_err() || stores.has_changed().is_err() {
+                return;
+            }
+            continue;
+        };
+        let mut next = match next {
             Ok(event) => Ok(event),
             Err(RecvError::Lagged(_)) => Err(TryRecvError::Lagged(0)),
             Err(RecvError::Closed) => return,
@@ -143,12 +159,12 @@ impl Herald<'_> {
             return;
         }
         if let Some(registry) = &now {
-            let events = registry.events();
+            let heard = (registry.events(), registry.changed());
             let (ours, notices) = (self.tree.origin(), notices.clone());
             let (weak, changes) = (Arc::downgrade(registry), Arc::clone(&self.tree.changes));
             let listener = std::thread::Builder::new()
                 .name("fs-events".into())
-                .spawn(move || listen(events, (ours, &weak), &changes, &notices));
+                .spawn(move || listen(heard, (ours, &weak), &changes, &notices));
             if let Err(error) = listener {
                 tracing::error!(target: "fs", %error, "changes from elsewhere will be seen late");
                 return;
@@ -177,6 +193,7 @@ impl Herald<'_> {
                     self.tree.replay.add_directory(directory);
                 }
             }
+            Notice::Stores => self.stores(),
             Notice::Stop => {}
         }
     }

@@ -146,7 +146,12 @@ impl Tree {
     }
 
     pub(crate) fn kv(&self, store: &StoreId) -> Answer<Arc<Kv>> {
-        self.registry().and_then(|registry| registry.kv_by_id(store)).ok_or(errno::CLOSED)
+        let registry = self.registry().ok_or(errno::CLOSED)?;
+        registry.kv_by_id(store).ok_or_else(|| {
+            // Of what is stale the kernel looks up the path anew: another store may have the name now.
+            let is_declared = registry.stores().iter().any(|known| known.id == *store);
+            if is_declared { errno::CLOSED } else { errno::STALE }
+        })
     }
 
     /// The kv stores, by name; a damaged one too.

@@ -75,7 +75,9 @@ fn a_store_as_it_was_reads_with_any_tool() {
 #[test]
 fn all_that_was_there_is_listed_however_much_it_is() {
     let world = World::new();
-    world.sh("mkdir d; for n in $(seq 50); do echo $n > $n; echo $n > d/$n; echo $n > gone$n; done; mkdir e; echo x > e/f");
+    world.sh(
+        "mkdir d; for n in $(seq 50); do echo $n > $n; echo $n > d/$n; echo $n > gone$n; done; mkdir e; echo x > e/f",
+    );
     world.settled();
     let then = moment(&world);
     world.sh("rm gone*");

@@ -202,3 +202,23 @@ fn a_store_that_is_declared_appears_and_one_that_is_ended_goes() {
     world.here.registry.refresh();
     eventually("its end", || fs::metadata(world.at.join("stores/more/keys")).is_err());
 }
+
+#[test]
+fn a_store_that_takes_the_name_of_another_is_found_by_it_at_once() {
+    use lattice::replication::log::Origin;
+    use lattice::stores::root::Op;
+    let world = World::new();
+    let root = world.here.registry.root();
+    let create = Op::CreateStore { name: "more".into(), kind: "kv".into() };
+    let id = || world.here.registry.stores().into_iter().find(|store| store.name == "more").unwrap().id;
+    root.submit(std::slice::from_ref(&create), Origin::Local).unwrap();
+    world.here.registry.refresh();
+    eventually("the store", || fs::metadata(world.at.join("stores/more/keys")).is_ok());
+    for number in 0..5 {
+        let file = world.at.join("stores/more/keys/f");
+        assert!(!file.exists(), "{number}");
+        fs::write(&file, b"x").unwrap();
+        root.submit(&[Op::DeleteStore { id: id() }, create.clone()], Origin::Local).unwrap();
+        world.here.registry.refresh();
+    }
+}
