@@ -23,6 +23,8 @@ const IDS: u64 = 2;
 const PARTS: u64 = 16;
 /// What a round keeps free for its last range.
 const SPARE: usize = 200;
+/// The entries of a range that are compared with a peer's ids at a time.
+const AT_ONCE: u64 = 4_096;
 
 /// A store's entries in the order of (hlc, hash), and what ranges of them hold. Places count from 0.
 pub trait Ordered {
@@ -249,12 +251,13 @@ pub(super) fn go_on(
             }
             IDS => {
                 let Some(theirs) = reader.ids() else { return Ok(None) };
-                let items = store.items(lower, upper)?;
                 if let Some(found) = &mut found {
-                    found.note(&items, theirs);
+                    found.note(store, lower, upper, theirs)?;
                     skipped = true;
                 } else {
                     next.skip(&before, &mut skipped);
+                    // However much the range holds: no more than may fit, and where the rest begins.
+                    let items = store.items(lower, upper.min(lower + limit as u64 / 32 + 2))?;
                     let fit = (0..items.len()).take_while(|n| !writer.full(n * 32)).count();
                     let end = items.get(fit).map_or(bound, |item| Bound::at(*item));
                     upper = lower + fit as u64;
@@ -298,10 +301,20 @@ impl Writer {
 }
 
 impl Found {
-    fn note(&mut self, items: &[(Hlc, Hash)], theirs: Vec<Hash>) {
+    /// Compares a range with the peer's ids of it. Of what the peer lacks, no more is noted than a comparison gathers.
+    fn note(&mut self, store: &dyn Ordered, lower: u64, upper: u64, theirs: Vec<Hash>) -> Result<()> {
         let mut theirs: BTreeSet<Hash> = theirs.into_iter().collect();
-        self.theirs.extend(items.iter().map(|(_, hash)| *hash).filter(|hash| !theirs.remove(hash)));
+        let mut from = lower;
+        while from < upper && !(theirs.is_empty() && self.theirs.len() >= limits::FOUND) {
+            let to = upper.min(from + AT_ONCE);
+            let items = store.items(from, to)?.into_iter().map(|(_, hash)| hash);
+            let mut lacks: Vec<Hash> = items.filter(|hash| !theirs.remove(hash)).collect();
+            lacks.truncate(limits::FOUND.saturating_sub(self.theirs.len()));
+            self.theirs.append(&mut lacks);
+            from = to;
+        }
         self.ours.extend(theirs);
+        Ok(())
     }
 }
 
@@ -423,6 +436,36 @@ mod tests {
             let mut found = Found::default();
             go_on(&one, &round, 4_096, began.then_some(&mut found)).unwrap();
         }
+    }
+
+    /// Counts the entries that are read.
+    struct Counted(List, std::cell::Cell<u64>);
+
+    impl Ordered for Counted {
+        fn count(&self) -> u64 {
+            self.0.count()
+        }
+        fn holds(&self, begin: u64, end: u64) -> Result<Fingerprint> {
+            self.0.holds(begin, end)
+        }
+        fn place(&self, hlc: Hlc, hash: &Hash) -> Result<u64> {
+            self.0.place(hlc, hash)
+        }
+        fn items(&self, begin: u64, end: u64) -> Result<Vec<(Hlc, Hash)>> {
+            self.1.set(self.1.get() + end - begin);
+            self.0.items(begin, end)
+        }
+    }
+
+    /// A few bytes must not make a node read all that it has.
+    #[test]
+    fn who_has_nothing_of_a_large_range_is_told_of_as_much_as_fits_and_no_more_is_read() {
+        let store = Counted(list(0..20_000), std::cell::Cell::default());
+        // All ids that it has of everything: none.
+        let round = [VERSION, 0, 0, 2, 0];
+        let answer = go_on(&store, &round, 4_096, None).unwrap().unwrap();
+        assert!(answer.len() > 4_096 - SPARE - 64 && answer.len() <= 4_096, "{}", answer.len());
+        assert!(store.1.get() < 200, "{}", store.1.get());
     }
 
     #[test]
