@@ -6,7 +6,6 @@ use super::draft::{Draft, IN_MEMORY};
 use super::errno::{self, Answer};
 use super::keys::FileHandle;
 use super::tree::Tree;
-use crate::stores::kv::PATIENCE;
 
 impl Tree {
     /// Does to a file what `mode` says, from `offset` on for `length` bytes. Room is not set aside: asking for it
@@ -36,11 +35,10 @@ impl Tree {
     fn clear(&self, file: &FileHandle, draft: &Arc<Draft>, mut at: u64, end: u64) -> Answer<()> {
         let zeros = vec![0; usize::try_from(IN_MEMORY).unwrap_or(usize::MAX)];
         self.begin(draft, file);
-        self.load(draft, &*self.kv(&file.store)?, PATIENCE)?;
         while at < end {
             let some = (end - at).min(IN_MEMORY);
             let piece = zeros.get(..usize::try_from(some).unwrap_or(usize::MAX)).unwrap_or_default();
-            draft.shape().write(at, piece, self.drafts())?;
+            self.loaded(draft, file)?.write(at, piece, self.drafts())?;
             at += some;
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! Keys as files: writing, and when what was written becomes a version.
 
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use super::draft::{Content, Draft, IN_MEMORY, Shape};
@@ -104,8 +104,7 @@ impl Tree {
         let draft = file.draft.as_ref().ok_or(errno::INVALID)?;
         self.space.check(data.len() as u64)?;
         self.begin(draft, file);
-        self.load(draft, &*self.kv(&file.store)?, PATIENCE)?;
-        let mut shape = draft.shape();
+        let mut shape = self.loaded(draft, file)?;
         let offset = if append || file.append { shape.size } else { offset };
         Ok(shape.write(offset, data, self.drafts())?)
     }
@@ -114,10 +113,21 @@ impl Tree {
     pub(crate) fn resize(&self, file: &FileHandle, draft: &Arc<Draft>, size: u64) -> Answer<()> {
         self.space.check(size.saturating_sub(draft.shape().size))?;
         self.begin(draft, file);
-        if size > 0 {
-            self.load(draft, &*self.kv(&file.store)?, PATIENCE)?;
+        let mut shape = if size > 0 { self.loaded(draft, file)? } else { draft.shape() };
+        Ok(shape.resize(size, self.drafts())?)
+    }
+
+    /// The draft with the bytes that a change builds upon.
+    pub(crate) fn loaded<'a>(&self, draft: &'a Draft, file: &FileHandle) -> Answer<MutexGuard<'a, Shape>> {
+        let kv = self.kv(&file.store)?;
+        loop {
+            self.load(draft, &kv, PATIENCE)?;
+            let shape = draft.shape();
+            // Unless another writer's first change begins at the same time: it begins anew.
+            if !matches!(shape.content, Content::Base(Some(_))) {
+                return Ok(shape);
+            }
         }
-        Ok(draft.shape().resize(size, self.drafts())?)
     }
 
     /// `close`, of one of possibly several descriptors.
@@ -501,4 +511,80 @@ pub(crate) struct Writer {
 pub(crate) const fn tame(mode: u32) -> u32 {
     let mode = mode & !libc::S_ISUID;
     if mode & libc::S_IXGRP == 0 { mode } else { mode & !libc::S_ISGID }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use arc_swap::ArcSwapOption;
+    use ed25519_dalek::SigningKey;
+
+    use super::super::Sources;
+    use super::super::inodes::ROOT;
+    use super::super::tree::{Found, Handle};
+    use super::*;
+    use crate::clock::System;
+    use crate::peers::{Peer, Peers, Proof, Standing};
+    use crate::stores::Registry;
+    use crate::stores::root::genesis;
+    use crate::stores::testing::Shelf;
+
+    struct Nobody;
+
+    impl Peers for Nobody {
+        fn peers(&self) -> Vec<Peer> {
+            Vec::new()
+        }
+        fn standings(&self, _: &StoreId) -> std::collections::BTreeMap<crate::ids::NodeId, Standing> {
+            std::collections::BTreeMap::new()
+        }
+        fn proof(&self, _: &crate::ids::NodeId) -> Option<Proof> {
+            None
+        }
+    }
+
+    fn tree(dir: &std::path::Path) -> Tree {
+        let key = Arc::new(SigningKey::from_bytes(&[7; 32]));
+        let (mesh, first) = genesis(&key, &System, "test", "here").unwrap();
+        let registry = Registry::open(dir, mesh, Some(&first), key, Arc::new(System), Arc::new(Shelf::default()));
+        let registry = Arc::new(ArcSwapOption::from(Some(registry.unwrap())));
+        let drafts = dir.join("drafts");
+        std::fs::create_dir_all(&drafts).unwrap();
+        Tree::new(Sources { registry, peers: Arc::new(Nobody), drafts }, (0, 0), channel().0)
+    }
+
+    fn find(tree: &Tree, names: &[&str]) -> u64 {
+        names.iter().fold(ROOT, |at, name| match tree.lookup(at, name.as_bytes()).unwrap() {
+            Found::This(attr, _) => attr.ino,
+            Found::Nothing(_) => panic!("{name} is not there"),
+        })
+    }
+
+    /// The kernel hands over what a mapping changed in several calls at once.
+    #[test]
+    fn of_two_first_changes_at_once_neither_is_written_to_a_content_that_is_not_there_yet() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = tree(dir.path());
+        let keys = find(&tree, &["stores", "home", "keys"]);
+        let (_, made) = tree.create(keys, b"f", 0o644, libc::O_WRONLY).unwrap();
+        tree.write_handle(Writer { thread: 1, tame: false }, made.handle, 0, b"content", false).unwrap();
+        tree.flush_handle(1, made.handle).unwrap();
+        tree.close(made.handle).unwrap();
+        let ino = find(&tree, &["stores", "home", "keys", "f"]);
+        let open = || tree.handle(tree.open(ino, libc::O_WRONLY).unwrap().handle).unwrap();
+        let (one, other) = (open(), open());
+        let (Handle::File(one), Handle::File(other)) = (&*one, &*other) else { panic!("no file") };
+        let draft = one.draft.clone().unwrap();
+        tree.begin(&draft, one);
+        tree.load(&draft, &tree.kv(&one.store).unwrap(), PATIENCE).unwrap();
+        // Here the other's begins, and is written behind this one.
+        tree.begin(&draft, other);
+        tree.loaded(&draft, one).unwrap().write(0, b"C", tree.drafts()).unwrap();
+        tree.write(other, 6, b"T", false).unwrap();
+        match &draft.shape().content {
+            Content::Memory(bytes) => assert_eq!(bytes, b"ContenT"),
+            content => panic!("{content:?}"),
+        }
+    }
 }

@@ -7,7 +7,7 @@ pub mod merge;
 pub mod registry;
 pub mod root;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use chat::Chat;
 pub use describe::describe;
