@@ -320,7 +320,11 @@ impl Tree {
                 shape.local || (shape.exclusive && shape.new)
             };
             if as_draft {
-                return self.keep(file.ino, draft, true);
+                self.keep(file.ino, draft, true)?;
+                if draft.shape().shown() {
+                    return Ok(());
+                }
+                // A renaming published it meanwhile.
             }
             if let Some(receipt) = self.publish(file.ino, file.store, draft)? {
                 return Ok(kv.wait(receipt.staged)?);
