@@ -98,6 +98,8 @@ impl Tree {
                     let tamed = tame(shape.mode);
                     if by.tame && tamed != shape.mode {
                         shape.mode = tamed;
+                        // The bytes may have been published before this.
+                        shape.touched();
                         drop(shape);
                         self.notify(Notice::Content(file.ino));
                     }
