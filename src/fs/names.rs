@@ -27,6 +27,22 @@ pub(crate) struct Target {
     pub(crate) kind: Option<Type>,
     pub(crate) draft: Option<Arc<Draft>>,
     pub(crate) heads: Option<Heads>,
+    /// What of the heads was seen, if something else is shown in their place.
+    seen: Option<Vec<HeadId>>,
+}
+
+impl Target {
+    /// Whether a head was seen by who looks here: not what came from elsewhere while something else was shown.
+    pub(crate) fn has_seen(&self, head: &HeadId) -> bool {
+        self.seen.as_ref().is_none_or(|seen| seen.contains(head))
+    }
+
+    /// The heads that a change supersedes.
+    pub(crate) fn known(&self) -> Vec<HeadId> {
+        let mut known = ids(self.heads.as_ref());
+        known.retain(|head| self.has_seen(head));
+        known
+    }
 }
 
 impl Tree {
@@ -63,17 +79,23 @@ impl Tree {
             Some(ino) => Self::shown_draft(table.see(ino)?.draft.as_ref()),
             None => None,
         };
-        let out = table.whiteout(directory.ino, name).is_some();
+        let out = table.whiteout(directory.ino, name);
         drop(table);
+        let written = draft.as_ref().and_then(|draft| {
+            let shape = draft.shape();
+            // A directory's draft stands for its attributes alone.
+            (shape.kind != Type::Directory).then(|| shape.base.clone())
+        });
         let kind = match &draft {
             Some(draft) => Some(draft.shape().kind),
-            None if out => None,
+            None if out.is_some() => None,
             None => match heads.as_ref().and_then(Heads::node) {
                 Some(node) => Some(keys::kind(&node)),
                 None => kv.node(&path)?.map(|node| keys::kind(&node)),
             },
         };
-        Ok(Target { ino, path, kind, draft, heads })
+        let seen = written.or(out.map(|out| out.heads));
+        Ok(Target { ino, path, kind, draft, heads, seen })
     }
 
     /// Shows that a directory's names changed.
@@ -106,7 +128,7 @@ impl Tree {
             let view = log.database().view().map_err(KvError::from)?;
             shape.tips = Some(log.tips(&view).map_err(KvError::from)?);
         }
-        shape.base = ids(target.heads.as_ref());
+        shape.base = target.known();
         shape.writers = 1;
         shape.touched();
         let draft = Draft::new(shape);
@@ -190,13 +212,17 @@ impl Tree {
 
     /// The entry that deletes a key, if the store has it.
     fn delete(&self, kv: &Kv, directory: &Seen, name: &[u8], target: &Target) -> Answer<()> {
-        if target.heads.as_ref().is_some_and(|heads| heads.visible().is_some()) {
-            let supersedes = ids(target.heads.as_ref());
+        let supersedes = target.known();
+        if !supersedes.is_empty() && target.heads.as_ref().is_some_and(|heads| heads.visible().is_some()) {
             let mut ops = vec![Op::Delete { path: target.path.clone(), supersedes }];
             Self::stay(kv, &directory.path, name, &mut ops)?;
             self.commit(kv, ops)?;
         }
         drop(self.table().take_whiteout(directory.ino, name));
+        if kv.node(&target.path)?.is_some() {
+            // What another machine wrote there meanwhile shows again.
+            self.notify(super::announce::Notice::Name(directory.ino, name.into()));
+        }
         Ok(())
     }
 

@@ -173,14 +173,15 @@ impl Tree {
         let supersedes = {
             let shape = draft.shape();
             let known = |head: &&Head| head.author == kv.log().me() || shape.had_seen(head);
-            target.heads.iter().flat_map(Merge::all).filter(known).map(|head| head.id).collect()
+            let seen = target.heads.iter().flat_map(Merge::all).filter(known).map(|head| head.id);
+            seen.filter(|head| target.has_seen(head)).collect()
         };
         let mut ops = vec![version.put(target.path.clone(), supersedes)];
         let (from, _, _) = self.place_for(rename.from.parent, rename.from.name)?;
-        let left = join(&from.path, rename.from.name);
-        let heads = kv.heads(&left)?;
-        if heads.as_ref().is_some_and(|heads| heads.visible().is_some()) {
-            ops.push(Op::Delete { path: left, supersedes: ids(heads.as_ref()) });
+        let left = self.target(&kv, &from, rename.from.name)?;
+        let supersedes = left.known();
+        if !supersedes.is_empty() && left.heads.as_ref().is_some_and(|heads| heads.visible().is_some()) {
+            ops.push(Op::Delete { path: left.path, supersedes });
         }
         let above = self.with_above(&kv, rename.to.parent, &mut ops)?;
         let receipt = self.commit(&kv, ops)?;
@@ -260,7 +261,7 @@ impl Tree {
             return Ok(());
         }
         let moves = Self::moves(&kv, &seen, &target.path)?;
-        let (mut ops, heads) = Self::operations(&kv, &moves)?;
+        let (mut ops, heads) = Self::operations(&kv, &moves, Some(&target))?;
         let (from, _, _) = self.place_for(rename.from.parent, rename.from.name)?;
         if seen.kind == Type::Directory && ops.is_empty() {
             ops.push(directory(&kv, &target.path, keys::IMPLIED, clock::nanos())?);
@@ -297,12 +298,15 @@ impl Tree {
         Ok(moves)
     }
 
-    /// What moves keys, and for each head that moves along which of the operations makes it anew.
-    fn operations(kv: &Kv, moves: &[Move]) -> Answer<(Vec<Op>, BTreeMap<HeadId, u16>)> {
+    /// What moves keys, one of them onto `target`, and for each head that moves along which of the operations makes it anew.
+    fn operations(kv: &Kv, moves: &[Move], target: Option<&Target>) -> Answer<(Vec<Op>, BTreeMap<HeadId, u16>)> {
         let filled: BTreeSet<&[u8]> = moves.iter().map(|step| step.to.as_slice()).collect();
         let (mut ops, mut heads) = (Vec::new(), BTreeMap::new());
         for step in moves {
-            let supersedes = ids(kv.heads(&step.to)?.as_ref());
+            let supersedes = match target.filter(|target| target.path == step.to) {
+                Some(target) => target.known(),
+                None => ids(kv.heads(&step.to)?.as_ref()),
+            };
             for head in step.heads.all().iter().rev().filter(|head| head.is_live()) {
                 heads.insert(head.id, u16::try_from(ops.len()).unwrap_or(u16::MAX));
                 ops.push(Op::Put {
@@ -381,7 +385,7 @@ impl Tree {
         let second = self.table().see(other.1)?;
         let mut moves = Self::moves(&kv, &first, &second.path)?;
         moves.extend(Self::moves(&kv, &second, &first.path)?);
-        let (ops, heads) = Self::operations(&kv, &moves)?;
+        let (ops, heads) = Self::operations(&kv, &moves, None)?;
         let receipt = if ops.is_empty() { None } else { Some(self.commit(&kv, ops).map_err(too_large)?) };
         self.table().exchange(one.1, other.1);
         if let Some(receipt) = receipt {

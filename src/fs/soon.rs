@@ -7,7 +7,6 @@ use super::draft::{Content, Draft, Shape};
 use super::errno::{self, Answer};
 use super::inodes::{Attr, Place, Type};
 use super::keys;
-use super::names::ids;
 use super::tree::Tree;
 use super::waiting::{Due, RENAME};
 use super::write::{Wanted, directory};
@@ -65,7 +64,7 @@ impl Tree {
             return Err(errno::EXISTS);
         }
         let (kind, local) = (shape.kind, shape.local);
-        shape.base = ids(target.heads.as_ref());
+        shape.base = target.known();
         shape.new = true;
         shape.touched();
         if kind == Type::Symlink && !local {

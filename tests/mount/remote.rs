@@ -222,3 +222,57 @@ fn a_store_that_takes_the_name_of_another_is_found_by_it_at_once() {
         world.here.registry.refresh();
     }
 }
+
+/// What is being written is shown in place of what came meanwhile: nobody has seen that.
+#[test]
+fn removing_or_replacing_a_file_that_is_being_written_keeps_what_came_from_elsewhere() {
+    for (does, shows) in [("rm f", "theirs"), ("mv g f", "other"), ("cp g h.new; mv h.new f", "other")] {
+        let world = World::new();
+        world.sh("echo -n base > f; echo -n other > g");
+        world.settled();
+        world.there.pull(&world.here);
+        let mut file = OpenOptions::new().write(true).open(world.key("f")).unwrap();
+        file.write_all(b"mine").unwrap();
+        world.there.put("f", b"theirs");
+        world.here.pull(&world.there);
+        world.sh(does);
+        eventually(does, || fs::read(world.key("f")).is_ok_and(|bytes| bytes == shows.as_bytes()));
+        let heads = world.here.heads("f").unwrap();
+        let theirs = world.there.heads("f").unwrap().visible().unwrap().id;
+        assert!(heads.all().iter().any(|head| head.id == theirs), "{does}");
+        assert_eq!(heads.all().len(), if does == "rm f" { 1 } else { 2 }, "{does}");
+    }
+}
+
+#[test]
+fn a_new_file_that_is_renamed_leaves_what_came_from_elsewhere_under_its_first_name() {
+    let world = World::new();
+    let mut file = OpenOptions::new().write(true).create_new(true).open(world.key("new")).unwrap();
+    file.write_all(b"mine").unwrap();
+    world.there.put("new", b"theirs");
+    world.here.pull(&world.there);
+    fs::rename(world.key("new"), world.key("f")).unwrap();
+    eventually("theirs", || fs::read(world.key("new")).is_ok_and(|bytes| bytes == b"theirs"));
+    assert_eq!(fs::read(world.key("f")).unwrap(), b"mine");
+    assert_eq!(world.here.get("new").unwrap(), b"theirs");
+}
+
+#[test]
+fn what_takes_the_place_of_a_file_that_was_removed_a_moment_ago_keeps_what_came_from_elsewhere_meanwhile() {
+    let world = World::new();
+    for round in 0..50 {
+        let (name, aside) = (format!("f{round}"), format!("f{round}~"));
+        fs::write(world.key(&name), b"base").unwrap();
+        world.there.pull(&world.here);
+        world.there.put(&name, b"theirs");
+        fs::rename(world.key(&name), world.key(&aside)).unwrap();
+        world.here.pull(&world.there);
+        // Theirs shows if this machine was too slow: then it is tried again.
+        let Ok(mut file) = OpenOptions::new().write(true).create_new(true).open(world.key(&name)) else { continue };
+        file.write_all(b"mine").unwrap();
+        drop(file);
+        eventually("both versions", || world.here.heads(&name).unwrap().all().len() == 2);
+        return;
+    }
+    panic!("never in time");
+}
