@@ -47,6 +47,8 @@ pub(crate) enum Notice {
     Lagged,
     /// Stores came or went.
     Stores,
+    /// The kernel has as many names as it may that lead to nothing.
+    Missing,
     /// The mount goes away.
     Stop,
 }
@@ -194,7 +196,18 @@ impl Herald<'_> {
                 }
             }
             Notice::Stores => self.stores(),
+            Notice::Missing => self.missing(),
             Notice::Stop => {}
+        }
+    }
+
+    /// Has the kernel look again for all that it knows as missing.
+    fn missing(&self) {
+        for (parent, name) in self.tree.missing.take() {
+            let now = self.tree.table().child(parent, &name);
+            if !now.is_some_and(|ino| self.is_directory_still(ino)) {
+                self.name(parent, &name);
+            }
         }
     }
 
@@ -352,6 +365,7 @@ impl Herald<'_> {
     /// Whatever the kernel has may be old.
     fn everything(&mut self) {
         self.stores();
+        self.missing();
         let all = self.tree.table().all();
         for (ino, parent, name) in all {
             self.content(ino);

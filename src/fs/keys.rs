@@ -9,7 +9,7 @@ use super::draft::{Content, Draft, Shape, part, read_at};
 use super::errno::{self, Answer};
 use super::inodes::{Attr, Place, Seen, Type, join};
 use super::soon::bumped;
-use super::tree::{Found, Handle, LONG, Tree, locked};
+use super::tree::{Found, Handle, LONG, NONE, Tree, locked};
 use crate::clock;
 use crate::ids::StoreId;
 use crate::stores::Merge;
@@ -148,6 +148,19 @@ impl Tree {
         if !directory.attached {
             return Err(errno::MISSING);
         }
+        let found = self.look_up_key(directory, store, name);
+        if !matches!(found, Ok(Found::Nothing(_))) {
+            return found;
+        }
+        // Before it is looked at once more: what comes from here on has the kernel told.
+        if !self.missing.add(directory.ino, name) {
+            self.notify(super::announce::Notice::Missing);
+            return Ok(Found::Nothing(NONE));
+        }
+        self.look_up_key(directory, store, name)
+    }
+
+    fn look_up_key(&self, directory: &Seen, store: StoreId, name: &[u8]) -> Answer<Found> {
         {
             let mut table = self.table();
             if let Some(ino) = table.child(directory.ino, name)
