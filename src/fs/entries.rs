@@ -17,6 +17,8 @@ use crate::stores::root::names::is_deceptive;
 
 /// The length of a line in bytes, its end included.
 pub(crate) const LINE: usize = 128;
+/// Entries that are in memory at a time: each is up to five hundred times as long as its line.
+const AT_ONCE: usize = 64;
 /// The bytes of a line that an author's name takes.
 const AUTHOR: usize = 12;
 /// The digits of a hash that are shown: enough to name the entry.
@@ -102,10 +104,13 @@ pub(crate) fn read(tree: &Tree, store: StoreId, offset: u64, size: usize) -> Ans
     if first >= until {
         return Ok(Vec::new());
     }
-    let entries = log.numbered(&view, first, until).map_err(KvError::from)?;
     let mut text = String::with_capacity(usize::try_from(until - first).unwrap_or(0) * LINE);
-    for number in first..until {
-        text.push_str(&line(log, &view, entries.get(&number))?);
+    for from in (first..until).step_by(AT_ONCE) {
+        let to = until.min(from + AT_ONCE as u64);
+        let entries = log.numbered(&view, from, to).map_err(KvError::from)?;
+        for number in from..to {
+            text.push_str(&line(log, &view, entries.get(&number))?);
+        }
     }
     let skip = usize::try_from(offset % LINE as u64).unwrap_or(0);
     let mut bytes = text.into_bytes();
