@@ -299,7 +299,7 @@ impl Tree {
         let (directory, _, kv) = self.place_for(parent, name)?;
         let known = self.table().child(parent, name);
         if let Some(ino) = known {
-            self.settle_whiteouts(ino);
+            self.settle_whiteouts(ino)?;
         }
         let _names = self.changing();
         let target = self.target(&kv, &directory, name)?;
@@ -324,17 +324,25 @@ impl Tree {
     }
 
     /// Deletes what was taken away in a directory and did not come back.
-    pub(crate) fn settle_whiteouts(&self, directory: u64) {
+    pub(crate) fn settle_whiteouts(&self, directory: u64) -> Answer<()> {
         let names = self.table().whiteouts(directory);
-        for name in names {
-            if let Err(error) = self.settle_whiteout(directory, &name) {
-                tracing::error!(target: "fs", %error, "a removed key is still there for others");
-            }
-        }
+        names.into_iter().map(|name| self.settle_whiteout(directory, &name)).fold(Ok(()), Result::and)
     }
 
-    /// Deletes a key that was taken away and did not come back.
+    /// Deletes a key that was taken away and did not come back. One that can't be deleted shows again.
     pub(crate) fn settle_whiteout(&self, parent: u64, name: &[u8]) -> Answer<()> {
+        if self.table().whiteout(parent, name).is_none() {
+            return Ok(());
+        }
+        self.delete_whiteout(parent, name).inspect_err(|error| {
+            tracing::error!(target: "fs", %error, "a removed key is still there for others, and shows again");
+            self.note("unlink", parent, Some(name), error.number(), &format!("{error}; the file shows again"));
+            drop(self.table().take_whiteout(parent, name));
+            self.notify(super::announce::Notice::Name(parent, name.into()));
+        })
+    }
+
+    fn delete_whiteout(&self, parent: u64, name: &[u8]) -> Answer<()> {
         let (directory, _, kv) = self.place_for(parent, name)?;
         let _names = self.changing();
         let Some(whiteout) = self.table().whiteout(parent, name) else { return Ok(()) };

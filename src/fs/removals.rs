@@ -47,13 +47,16 @@ impl Tree {
     pub(crate) fn does(&self, by: u32, parent: u64, name: &[u8]) {
         let removed = locked(&self.removals.0).remove(&by);
         if let Some((at, removed)) = removed.filter(|(at, removed)| (*at, &**removed) != (parent, name)) {
-            self.gone(at, &removed);
+            // What fails is noted there.
+            self.settle_whiteout(at, &removed).ok();
         }
     }
 
     pub(crate) fn due_removal(&self, removal: Removal) {
+        // If not, it is deleted already, or another file has taken its place.
+        let waits = self.table().whiteout(removal.parent, &removal.name).is_some();
         let ended = removal.by != 0 && !Path::new(&format!("/proc/{}", removal.by)).exists();
-        if !ended && clock::monotonic() < removal.until && !self.waiting.stops() {
+        if waits && !ended && clock::monotonic() < removal.until && !self.waiting.stops() {
             return self.waiting.add(LOOK, Due::Removal(removal));
         }
         {
@@ -62,12 +65,7 @@ impl Tree {
                 removals.remove(&removal.by);
             }
         }
-        self.gone(removal.parent, &removal.name);
-    }
-
-    fn gone(&self, parent: u64, name: &[u8]) {
-        if let Err(error) = self.settle_whiteout(parent, name) {
-            tracing::error!(target: "fs", %error, "a removed key is still there for others");
-        }
+        // What fails is noted there.
+        self.settle_whiteout(removal.parent, &removal.name).ok();
     }
 }

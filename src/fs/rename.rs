@@ -55,7 +55,7 @@ impl Tree {
         let onto = self.table().child(to.parent, to.name);
         if let Some(onto) = onto {
             // What was removed in it a moment ago is in its way no longer.
-            self.settle_whiteouts(onto);
+            self.settle_whiteouts(onto)?;
         }
         if flags & libc::RENAME_EXCHANGE != 0 {
             let other = self.prepare(to)?;
@@ -97,7 +97,7 @@ impl Tree {
                 .collect();
             for parent in inside {
                 if self.table().see(parent)?.path.starts_with(&target.path) {
-                    self.settle_whiteouts(parent);
+                    self.settle_whiteouts(parent)?;
                 }
             }
         } else if let Some(draft) = target.draft {

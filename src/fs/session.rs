@@ -306,7 +306,8 @@ impl Mounted {
             tracing::error!(target: "fs", "publishing what waited failed");
         }
         for (parent, _) in self.tree.all_whiteouts() {
-            self.tree.settle_whiteouts(parent);
+            // What fails is noted there.
+            self.tree.settle_whiteouts(parent).ok();
         }
         self.tree.leave();
         drop(self.notices.send(Notice::Stop));

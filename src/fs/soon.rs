@@ -231,7 +231,7 @@ impl Tree {
                 self.publish(child, store, &draft)?;
             }
         }
-        self.settle_whiteouts(ino);
+        self.settle_whiteouts(ino)?;
         self.sync_store(store)
     }
 

@@ -591,4 +591,21 @@ mod tests {
             content => panic!("{content:?}"),
         }
     }
+
+    #[test]
+    fn a_removed_file_that_can_not_be_deleted_shows_again_and_why_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = tree(dir.path());
+        let keys = find(&tree, &["stores", "home", "keys"]);
+        let (_, made) = tree.create(keys, b"f", 0o644, libc::O_WRONLY).unwrap();
+        tree.write_handle(Writer { thread: 1, tame: false }, made.handle, 0, b"content", false).unwrap();
+        tree.close(made.handle).unwrap();
+        tree.remove(1, keys, b"f").unwrap();
+        assert!(matches!(tree.lookup(keys, b"f").unwrap(), Found::Nothing(_)));
+        tree.registry().unwrap().kv("home").unwrap().log().retire("the disk is gone");
+        assert!(tree.sync_directory(keys).is_err(), "nothing says that it is deleted");
+        find(&tree, &["stores", "home", "keys", "f"]);
+        let said = String::from_utf8(tree.why.open().read(0, 1 << 10)).unwrap();
+        assert!(said.contains("unlink stores/home/keys/f") && said.contains("shows again"), "{said}");
+    }
 }
