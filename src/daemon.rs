@@ -326,6 +326,9 @@ fn failure(error: MeshError) -> Failure {
             Failure::refused(&error).hint("copy the whole token, one line, as it was printed on the other machine")
         }
         MeshError::Unheard => Failure::new(Kind::Unavailable, &error).hint("`lattice peers` shows who is online; if the others removed this node: `lattice node rekey --rejoin`, and a new token"),
+        MeshError::LastAdmin(_) => {
+            Failure::refused(&error).hint("make another member an admin first: `lattice mesh role NAME admin`")
+        }
         MeshError::Join(JoinError::Unreachable { .. }) => Failure::new(Kind::Unavailable, &error),
         MeshError::Join(JoinError::Refused(Refusal::Busy)) => Failure::new(Kind::Unavailable, &error),
         MeshError::Root(RootError::Submit(error)) => error.into(),

@@ -747,3 +747,30 @@ fn a_reader_only_reads_only_admins_decide_and_a_removal_says_what_still_counts()
     eventually("its link is closed", || json(&first, &["mesh", "status"])["online"] == 0);
     assert!(first.key("key").exists(), "what it wrote stays");
 }
+
+#[test]
+fn the_only_admin_keeps_its_role_until_there_is_another() {
+    let (first, second) = (with_mesh(), Node::here());
+    second.up();
+    let token = first.lattice(&["mesh", "invite"]);
+    second.lattice(&["mesh", "join", token.trim()]);
+    let id = |node: &Node<'_>| json(node, &["status"])["node"].as_str().unwrap().to_owned();
+    let (anna, bert) = (id(&first), id(&second));
+    let less: [&[&str]; 3] =
+        [&["mesh", "role", &anna, "reader"], &["mesh", "role", &anna, "writer"], &["mesh", "revoke", &anna, "--yes"]];
+    for command in less {
+        let said = refused(&first, command, REFUSED);
+        assert!(said.contains("is the only admin") && said.contains("mesh role NAME admin`"), "{command:?}: {said}");
+    }
+    let said = refused(&second, &["mesh", "revoke", &anna, "--yes"], REFUSED);
+    assert!(said.contains("only an admin may"), "{said}");
+    assert_eq!(json(&first, &["mesh", "status"])["role"], "admin");
+    first.lattice(&["mesh", "role", &bert, "admin"]);
+    first.lattice(&["mesh", "role", &anna, "reader"]);
+    assert_eq!(json(&first, &["mesh", "status"])["role"], "reader");
+    eventually("the other has heard of it", || {
+        let peers = json(&second, &["peers"]);
+        peers.as_array().unwrap().iter().any(|peer| peer["id"] == *anna && peer["role"] == "reader")
+    });
+    refused(&second, &["mesh", "role", &bert, "writer"], REFUSED);
+}

@@ -51,12 +51,26 @@ impl Mesh {
         Ok(cut)
     }
 
+    /// Refuses to take the role from the last admin that is known here. Two of them who lose it on two nodes at the same time are
+    /// seen by neither.
+    fn keep_an_admin(&self, node: &NodeId) -> Result<(), MeshError> {
+        let membership = self.membership();
+        let mut admins = membership.members.iter().filter(|(_, member)| !member.left && member.role == Role::Admin);
+        match (admins.next(), admins.next()) {
+            (Some((only, member)), None) if only == node && self.role() == Some(Role::Admin) => {
+                Err(MeshError::LastAdmin(member.name.clone()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Ends a node's membership: what this node has of its entries stays, and nothing else of it counts. Returns when that is
     /// durable here.
     ///
     /// # Errors
-    /// If this node is no admin, there is no such member, or the disk fails.
+    /// If this node is no admin, there is no such member, it is the only admin, or the disk fails.
     pub async fn revoke(self: &Arc<Self>, node: NodeId) -> Result<(), MeshError> {
+        self.keep_an_admin(&node)?;
         let cut = self.cut(&node)?;
         self.submit("remove members", Op::Revoke { node, cut, salt: rand::random() }).await
     }
@@ -64,8 +78,11 @@ impl Mesh {
     /// Gives a member another role, or lets one in again that is none any more. Returns when that is durable here.
     ///
     /// # Errors
-    /// If this node is no admin, there is no such member, or the disk fails.
+    /// If this node is no admin, there is no such member, it is the only admin and is to be less, or the disk fails.
     pub async fn set_role(self: &Arc<Self>, node: NodeId, role: Role) -> Result<(), MeshError> {
+        if role != Role::Admin {
+            self.keep_an_admin(&node)?;
+        }
         let op = match self.membership().members.get(&node) {
             Some(member) if member.left => Op::AddMember { node, name: member.name.clone(), role },
             Some(_) | None => Op::SetRole { node, role, cut: self.cut(&node)? },

@@ -52,6 +52,9 @@ pub enum MeshError {
         /// This node's role.
         role: &'static str,
     },
+    /// Without this member the mesh would have no admin, for ever.
+    #[error("'{0}' is the only admin: after it nobody could invite, remove, give roles or declare stores, for ever")]
+    LastAdmin(String),
     /// The new key is known to nobody else.
     #[error(
         "another member must hear of the new key before this node goes on under it, and none has: try again when one is online"
