@@ -195,7 +195,10 @@ impl Daemon {
         match self.mesh.load_full() {
             None => Ok(()),
             Some(mesh) => Err(Failure::refused(format!("this node is in the mesh '{}' already", mesh.name()))
-                .hint("`lattice mesh leave` leaves it; or use another data directory: `lattice --data DIR …`")),
+                .hint(
+                    "use another data directory for another mesh: `lattice --data DIR …`. `lattice mesh leave` leaves this one, for \
+                     good: no token lets this node's key in there again",
+                )),
         }
     }
 
@@ -326,6 +329,8 @@ fn failure(error: MeshError) -> Failure {
             Failure::refused(&error).hint("copy the whole token, one line, as it was printed on the other machine")
         }
         MeshError::Unheard => Failure::new(Kind::Unavailable, &error).hint("`lattice peers` shows who is online; if the others removed this node: `lattice node rekey --rejoin`, and a new token"),
+        MeshError::Gone(_) => Failure::refused(&error)
+            .hint("it can join as a new node, from another data directory, with a token: `lattice mesh invite`"),
         MeshError::LastAdmin(_) => {
             Failure::refused(&error).hint("make another member an admin first: `lattice mesh role NAME admin`")
         }

@@ -774,3 +774,35 @@ fn the_only_admin_keeps_its_role_until_there_is_another() {
     });
     refused(&second, &["mesh", "role", &bert, "writer"], REFUSED);
 }
+
+#[test]
+fn who_left_is_not_let_in_again_by_a_role_and_who_was_removed_is_shown_as_what_it_was() {
+    let (first, second) = (with_mesh(), Node::here());
+    second.up();
+    let token = first.lattice(&["mesh", "invite", "--role", "admin", "--uses", "2"]);
+    second.lattice(&["mesh", "join", token.trim()]);
+    let said = refused(&second, &["mesh", "join", token.trim()], REFUSED);
+    assert!(said.contains("for good: no token lets this node's key in there again"), "{said}");
+    let id = |node: &Node<'_>| json(node, &["status"])["node"].as_str().unwrap().to_owned();
+    let gone = id(&second);
+    let peer = |id: &str| {
+        let peers = json(&first, &["peers"]);
+        peers.as_array().unwrap().iter().find(|peer| peer["id"] == *id).cloned().unwrap_or_default()
+    };
+    second.lattice(&["mesh", "leave", "--yes"]);
+    eventually("the first has heard that it left", || peer(&gone)["left"] == true);
+    let said = refused(&first, &["mesh", "role", &gone, "writer"], REFUSED);
+    assert!(said.contains("left the mesh") && said.contains("mesh invite`"), "{said}");
+    assert_eq!(peer(&gone)["left"], true);
+
+    let third = Node::here();
+    third.up();
+    third.lattice(&["mesh", "join", token.trim()]);
+    let third = id(&third);
+    first.lattice(&["mesh", "role", &third, "reader"]);
+    first.lattice(&["mesh", "revoke", &third, "--yes"]);
+    let shown = peer(&third);
+    assert_eq!((&shown["removed"], &shown["role"]), (&true.into(), &"reader".into()));
+    first.lattice(&["mesh", "role", &third, "writer"]);
+    assert_eq!((&peer(&third)["left"], &peer(&third)["role"]), (&false.into(), &"writer".into()));
+}

@@ -114,8 +114,8 @@ Examples:
   lattice mesh role bob admin
 
 For admins. Readers only read; writers write to every store; admins also invite, remove, and declare stores. Of one that
-may no longer write, what this node has stays. A node that left or was removed is let in again by a role. The only admin keeps
-its role: make another one first.";
+may no longer write, what this node has stays. A node that was removed is let in again by a role; one that left
+is not. The only admin keeps its role: make another one first.";
 
 /// Give a member another role
 #[derive(Debug, Args)]

@@ -75,15 +75,16 @@ impl Mesh {
         self.submit("remove members", Op::Revoke { node, cut, salt: rand::random() }).await
     }
 
-    /// Gives a member another role, or lets one in again that is none any more. Returns when that is durable here.
+    /// Gives a member another role, or lets one in again that was removed. Returns when that is durable here.
     ///
     /// # Errors
-    /// If this node is no admin, there is no such member, it is the only admin and is to be less, or the disk fails.
+    /// If this node is no admin, there is no such member, it is the only admin and is to be less, it left by itself, or the disk fails.
     pub async fn set_role(self: &Arc<Self>, node: NodeId, role: Role) -> Result<(), MeshError> {
         if role != Role::Admin {
             self.keep_an_admin(&node)?;
         }
         let op = match self.membership().members.get(&node) {
+            Some(member) if member.left && !member.removed => return Err(MeshError::Gone(member.name.clone())),
             Some(member) if member.left => Op::AddMember { node, name: member.name.clone(), role },
             Some(_) | None => Op::SetRole { node, role, cut: self.cut(&node)? },
         };

@@ -55,6 +55,9 @@ pub enum MeshError {
     /// Without this member the mesh would have no admin, for ever.
     #[error("'{0}' is the only admin: after it nobody could invite, remove, give roles or declare stores, for ever")]
     LastAdmin(String),
+    /// The member left by itself, which is for good for its key.
+    #[error("'{0}' left the mesh, and a key that left can't come back to it: no role lets it in again")]
+    Gone(String),
     /// The new key is known to nobody else.
     #[error(
         "another member must hear of the new key before this node goes on under it, and none has: try again when one is online"

@@ -255,9 +255,11 @@ impl Mesh {
             );
         }
         if me.is_some_and(|member| member.removed) {
-            return Some(
-                "this node was removed from the mesh: nothing comes or goes, and it only reads what is here".to_owned(),
-            );
+            return Some(format!(
+                "this node was removed from the mesh: nothing comes or goes, and it only reads what is here. An admin can let it in again, \
+                 on the admin's node, with 'lattice mesh role {} writer'",
+                membership.name(&self.node.id())
+            ));
         }
         let refusing = self.node.refusing();
         let refusing = refusing.borrow();
@@ -270,8 +272,9 @@ impl Mesh {
         (!names.is_empty()).then(|| {
             format!(
                 "according to {} this node is no member: nothing comes from there or goes there. It was removed, and an admin can let it \
-                 in again (`lattice mesh invite`), or that it joined has not been heard there yet",
-                names.join(", ")
+                 in again, on the admin's node, with 'lattice mesh role {} writer'; or that it joined has not been heard there yet",
+                names.join(", "),
+                membership.name(&self.node.id())
             )
         })
     }

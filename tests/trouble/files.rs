@@ -333,6 +333,8 @@ fn a_node_goes_on_under_a_new_key_that_the_old_one_vouches_for_and_joins_again_i
     // It has not heard of its removal, since nobody speaks to it any more; but that it hears.
     let warned = || json(&second, &["status"])["warnings"].to_string();
     eventually("it says who refuses it", || warned().contains("this node is no member"));
+    let advice = format!("'lattice mesh role {name} writer'");
+    assert!(warned().contains(&advice) && !node_is_told_to_invite(&second), "{}", warned());
     let said = refused(&second, &["node", "rekey", "--yes"], UNAVAILABLE);
     assert!(said.hint.contains("--rejoin"), "{}", said.all());
     let token = first.lattice(&["mesh", "invite"]);
@@ -344,6 +346,11 @@ fn a_node_goes_on_under_a_new_key_that_the_old_one_vouches_for_and_joins_again_i
     eventually("the first has what the third key wrote", || first.key("again").exists());
     assert!(first.key("after").exists(), "what the second key wrote stays");
     assert_eq!(json(&first, &["status"])["forks"], 0);
+}
+
+/// Whether a node that is removed is told to do what only an admin can.
+fn node_is_told_to_invite(node: &Node<'_>) -> bool {
+    node.lattice(&["status"]).contains("mesh invite")
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -161,7 +161,10 @@ impl Person {
             deciding.map(|removal| removal.cut.clone()).reduce(removal::union)
         };
         let removed = present.is_none() && standing().any(|removal| removal.cap.is_none());
-        let role = present.or(ever).unwrap_or(Role::Reader);
+        // Of one that is gone, what it was when it went.
+        let lessened = removals.iter().filter(|removal| removal.cap.is_some());
+        let last = present.or_else(|| self.role(|_| true, None, lessened));
+        let role = last.or(ever).unwrap_or(Role::Reader);
         let forked = removals.iter().any(|removal| removal.proof.is_some());
         Member { name: self.name.clone(), role, left: present.is_none(), removed, forked, cut }
     }
