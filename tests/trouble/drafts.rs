@@ -195,6 +195,7 @@ fn what_can_not_be_published_is_an_error_of_close_and_fsync_and_is_kept_and_name
     let first = founder();
     let second = crate::joined(&first);
     eventually("the store", || fs::write(second.key("f"), "as it was").is_ok());
+    fs::write(second.key("other"), "").unwrap();
     eventually("it is known to the first", || fs::read_to_string(first.key("f")).is_ok_and(|text| text == "as it was"));
     let (mut closed, mut synced) =
         (File::options().append(true).open(second.key("f")).unwrap(), { File::create(second.key("new")).unwrap() });
@@ -202,8 +203,9 @@ fn what_can_not_be_published_is_an_error_of_close_and_fsync_and_is_kept_and_name
     synced.write_all(b"begun").unwrap();
     let id = json(&second, &["status"])["node"].as_str().unwrap().to_owned();
     first.lattice(&["mesh", "role", &id, "reader"]);
+    // Of another file: to close this one would publish what is written to it.
     eventually("it may only read", || {
-        File::options().append(true).open(second.key("f")).is_err_and(|error| error.raw_os_error() == Some(30))
+        File::options().append(true).open(second.key("other")).is_err_and(|error| error.raw_os_error() == Some(30))
     });
     assert_eq!(synced.sync_all().unwrap_err().raw_os_error(), Some(30));
     let result = nix::unistd::close(closed);
