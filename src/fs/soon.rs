@@ -238,20 +238,15 @@ impl Tree {
     /// Names stay as they are while it is held; with `alone` nothing else becomes a version either.
     pub(crate) fn steady(&self, alone: bool) -> Steady<'_> {
         if alone {
-            Steady::Alone(self.changing())
+            (None, Some(self.changing()))
         } else {
-            Steady::Shared(self.names.read().unwrap_or_else(PoisonError::into_inner))
+            (Some(self.names.read().unwrap_or_else(PoisonError::into_inner)), None)
         }
     }
 }
 
-/// See [`Tree::steady`].
-pub(crate) enum Steady<'a> {
-    #[allow(dead_code, reason = "held, never looked at")]
-    Alone(RwLockWriteGuard<'a, ()>),
-    #[allow(dead_code, reason = "held, never looked at")]
-    Shared(RwLockReadGuard<'a, ()>),
-}
+/// See [`Tree::steady`]. One of them.
+type Steady<'a> = (Option<RwLockReadGuard<'a, ()>>, Option<RwLockWriteGuard<'a, ()>>);
 
 /// The operation that makes a directory in place of what its maker took away.
 fn made(kv: &Kv, path: &[u8], (mode, mtime): (u32, i64), mut base: Vec<HeadId>) -> Answer<Op> {
