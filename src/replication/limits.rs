@@ -72,5 +72,6 @@ pub const ASK_AGAIN: Duration = Duration::from_millis(500);
 pub const ROUND_RANGES: usize = 65_536;
 /// The rounds of a comparison, at most. It ends with what it has found by then.
 pub const ROUNDS: u32 = 128;
-/// The differences that a comparison gathers, about, before it ends.
-pub const FOUND: usize = 262_144;
+/// The differences that a comparison gathers, about, before it ends; and the entries that one peer may name for this node to fetch
+/// from it, at most, per store.
+pub const FOUND: usize = 65_536;

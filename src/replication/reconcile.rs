@@ -4,7 +4,7 @@
 mod ranges;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 
 use bytes::Bytes;
 
@@ -208,11 +208,15 @@ pub fn answer(shelf: &dyn Shelf, store: &StoreId, round: &[u8]) -> Next {
 /// A comparison of ranges under way, at the end that began it.
 #[derive(Debug, Default)]
 pub struct Comparison {
-    /// What the other end lacks, as far as known.
-    pub theirs: Vec<Hash>,
-    /// What this end lacks.
-    pub ours: Vec<Hash>,
+    found: ranges::Found,
     rounds: u32,
+}
+
+/// Each hash once, in the order of the stamps, and of those with one stamp in the order in which they came.
+fn in_order(mut found: Vec<(Hlc, Hash)>) -> Vec<Hash> {
+    found.sort_by_key(|(hlc, _)| *hlc);
+    let mut known = BTreeSet::new();
+    found.into_iter().map(|(_, hash)| hash).filter(|hash| known.insert(*hash)).collect()
 }
 
 impl Comparison {
@@ -234,16 +238,16 @@ impl Comparison {
             // Nothing but the version: no range is open.
             Ok(next.map_or(Next::Senseless, |round| if round.len() > 1 { Next::Round(round) } else { Next::Done }))
         });
-        self.theirs.append(&mut found.theirs);
-        self.ours.append(&mut found.ours);
-        let enough = self.rounds >= limits::ROUNDS || self.theirs.len() + self.ours.len() >= limits::FOUND;
-        let next = if enough && matches!(next, Next::Round(_)) { Next::Done } else { next };
-        if next == Next::Done {
-            for hashes in [&mut self.theirs, &mut self.ours] {
-                hashes.sort_unstable();
-                hashes.dedup();
-            }
-        }
-        next
+        let all = &mut self.found;
+        all.theirs.append(&mut found.theirs);
+        all.ours.append(&mut found.ours);
+        let enough = self.rounds >= limits::ROUNDS || all.theirs.len() + all.ours.len() >= limits::FOUND;
+        if enough && matches!(next, Next::Round(_)) { Next::Done } else { next }
+    }
+
+    /// What the other end lacks, and what this end lacks, as far as known; parents first.
+    #[must_use]
+    pub fn found(self) -> [Vec<Hash>; 2] {
+        [self.found.theirs, self.found.ours].map(in_order)
     }
 }

@@ -205,9 +205,9 @@ impl Writer {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Found {
     /// What the other end lacks.
-    pub(super) theirs: Vec<Hash>,
-    /// What this end lacks.
-    pub(super) ours: Vec<Hash>,
+    pub(super) theirs: Vec<(Hlc, Hash)>,
+    /// What this end lacks. Its stamps are not known: each has that where its range begins, and those of a range stand in order.
+    pub(super) ours: Vec<(Hlc, Hash)>,
 }
 
 /// The first round.
@@ -252,7 +252,7 @@ pub(super) fn go_on(
             IDS => {
                 let Some(theirs) = reader.ids() else { return Ok(None) };
                 if let Some(found) = &mut found {
-                    found.note(store, lower, upper, theirs)?;
+                    found.note(store, lower, upper, Hlc(before.hlc), theirs)?;
                     skipped = true;
                 } else {
                     next.skip(&before, &mut skipped);
@@ -301,19 +301,20 @@ impl Writer {
 }
 
 impl Found {
-    /// Compares a range with the peer's ids of it. Of what the peer lacks, no more is noted than a comparison gathers.
-    fn note(&mut self, store: &dyn Ordered, lower: u64, upper: u64, theirs: Vec<Hash>) -> Result<()> {
-        let mut theirs: BTreeSet<Hash> = theirs.into_iter().collect();
+    /// Compares a range, which begins at `since`, with the peer's ids of it. Of what the peer lacks, no more is noted than a
+    /// comparison gathers.
+    fn note(&mut self, store: &dyn Ordered, lower: u64, upper: u64, since: Hlc, theirs: Vec<Hash>) -> Result<()> {
+        let mut lacking: BTreeSet<Hash> = theirs.iter().copied().collect();
         let mut from = lower;
-        while from < upper && !(theirs.is_empty() && self.theirs.len() >= limits::FOUND) {
+        while from < upper && !(lacking.is_empty() && self.theirs.len() >= limits::FOUND) {
             let to = upper.min(from + AT_ONCE);
-            let items = store.items(from, to)?.into_iter().map(|(_, hash)| hash);
-            let mut lacks: Vec<Hash> = items.filter(|hash| !theirs.remove(hash)).collect();
+            let mut lacks = store.items(from, to)?;
+            lacks.retain(|(_, hash)| !lacking.remove(hash));
             lacks.truncate(limits::FOUND.saturating_sub(self.theirs.len()));
             self.theirs.append(&mut lacks);
             from = to;
         }
-        self.ours.extend(theirs);
+        self.ours.extend(theirs.into_iter().filter(|hash| lacking.remove(hash)).map(|hash| (since, hash)));
         Ok(())
     }
 }
@@ -373,12 +374,6 @@ mod tests {
         vector
     }
 
-    fn sorted(ids: impl IntoIterator<Item = Id>) -> Vec<Hash> {
-        let mut hashes: Vec<_> = ids.into_iter().map(|id| Hash(id.to_bytes())).collect();
-        hashes.sort_unstable();
-        hashes
-    }
-
     /// Compares both ways, and holds each message against what the reference makes of the same set.
     fn as_the_reference(one: &List, other: &List, limit: usize) {
         let (vector_one, vector_other) = (vector(one), vector(other));
@@ -399,19 +394,14 @@ mod tests {
                 None => break assert_eq!(round.len(), 1),
             }
         }
-        let lacks = |one: &List, other: &List| {
+        let lacks = |one: &List, other: &List| -> Vec<Hash> {
             let other: BTreeSet<_> = other.0.iter().collect();
-            sorted(one.0.iter().filter(|item| !other.contains(item)).map(|(_, hash)| Id::from_byte_array(hash.0)))
+            one.0.iter().filter(|item| !other.contains(item)).map(|(_, hash)| *hash).collect()
         };
-        found.theirs.sort_unstable();
-        found.ours.sort_unstable();
-        found.theirs.dedup();
-        found.ours.dedup();
-        let (mut have, mut need) = (sorted(have), sorted(need));
-        have.dedup();
-        need.dedup();
-        assert_eq!((&found.theirs, &found.ours), (&have, &need));
-        assert_eq!((found.theirs, found.ours), (lacks(one, other), lacks(other, one)));
+        let [theirs, ours] = [found.theirs, found.ours].map(super::super::in_order);
+        assert_eq!((&theirs, &ours), (&lacks(one, other), &lacks(other, one)), "all, parents first");
+        let hashes = |ids: Vec<Id>| -> BTreeSet<Hash> { ids.into_iter().map(|id| Hash(id.to_bytes())).collect() };
+        assert_eq!((hashes(have), hashes(need)), (theirs.into_iter().collect(), ours.into_iter().collect()));
     }
 
     proptest! {

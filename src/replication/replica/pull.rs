@@ -328,10 +328,11 @@ impl Replica {
                 self.send(id, &Message::Compare { store, round });
             }
             Next::Done => {
-                for hashes in comparison.theirs.chunks(limits::PULL_ITEMS) {
+                let [theirs, ours] = comparison.found();
+                for hashes in theirs.chunks(limits::PULL_ITEMS) {
                     self.send(id, &Message::Have { store, hashes: hashes.to_vec() });
                 }
-                self.have(id, store, comparison.ours, now, shelf);
+                self.have(id, store, ours, now, shelf);
             }
         }
     }
@@ -343,7 +344,7 @@ impl Replica {
             return;
         }
         let wanted = state.single.entry(id).or_default();
-        let room = limits::ORPHANS_PER_PEER.saturating_sub(wanted.len());
+        let room = limits::FOUND.saturating_sub(wanted.len());
         wanted.extend(hashes.into_iter().take(room));
         self.plan(store, now, shelf);
     }
