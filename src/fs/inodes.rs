@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::draft::Draft;
 use super::errno::{Answer, STALE};
 use super::past::Glass;
+use super::shelf::Kept;
 use crate::clock;
 use crate::ids::StoreId;
 use crate::replication::log::Receipt;
@@ -535,17 +536,19 @@ impl Inodes {
         self.reap(ino);
     }
 
-    /// Takes away the draft of an inode that lost its name: it is nobody's but of those that have it open.
-    pub(crate) fn drop_draft(&mut self, ino: u64) {
-        let Some(draft) = self.draft(ino) else { return };
+    /// Takes away the draft of an inode that lost its name: it is nobody's but of those that have it open. Gives what is kept of
+    /// it on the disk.
+    #[must_use = "what is kept is removed when it is dropped"]
+    pub(crate) fn take_draft(&mut self, ino: u64) -> Option<Arc<Kept>> {
+        let draft = self.draft(ino)?;
         let (kept, open) = {
             let mut shape = draft.shape();
             (shape.kept.take(), shape.writers > 0)
         };
-        drop(kept);
         if !open {
             self.clear_draft(ino);
         }
+        kept
     }
 
     /// Notes that the store has the file now.

@@ -261,7 +261,8 @@ impl Tree {
             let cut = flags & libc::O_TRUNC != 0;
             let ready = ready.and_then(|()| if cut { self.resize(&handle, &draft, 0) } else { Ok(()) });
             if let Err(error) = ready {
-                draft.shape().writers -= 1;
+                // As if it had been closed at once.
+                self.release_draft(seen.ino, store, &draft)?;
                 return Err(error);
             }
         }

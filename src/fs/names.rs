@@ -204,7 +204,7 @@ impl Tree {
         if let Some(ino) = target.ino {
             let mut table = self.table();
             table.detach(ino, last);
-            table.drop_draft(ino);
+            drop(table.take_draft(ino));
         }
         self.bump(parent);
         Ok(())
@@ -317,7 +317,7 @@ impl Tree {
         if let Some(ino) = target.ino {
             let mut table = self.table();
             table.detach(ino, last);
-            table.drop_draft(ino);
+            drop(table.take_draft(ino));
         }
         self.bump(parent);
         Ok(())

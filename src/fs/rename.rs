@@ -8,6 +8,7 @@ use super::errno::{self, Answer, Failure};
 use super::inodes::{Place, Seen, Type, Whiteout, join};
 use super::keys;
 use super::names::{Target, ids};
+use super::shelf::Kept;
 use super::tree::{Handle, Tree, locked};
 use super::waiting::{Due, REPLACE};
 use super::write::{Version, directory, same};
@@ -132,19 +133,22 @@ impl Tree {
         Ok((to, target))
     }
 
-    /// The names as they are from now on.
-    fn renamed(&self, rename: &Renaming<'_>, target: &Target) {
+    /// The names as they are from now on. Gives what is kept on the disk of the draft that was replaced.
+    #[must_use = "what is kept is removed when it is dropped"]
+    fn renamed(&self, rename: &Renaming<'_>, target: &Target) -> Option<Arc<Kept>> {
         let last = target.ino.and_then(|ino| self.attr(ino).ok());
         let mut table = self.table();
         drop(table.take_whiteout(rename.to.parent, rename.to.name));
-        if let Some(other) = target.ino.filter(|other| *other != rename.ino) {
+        let other = target.ino.filter(|other| *other != rename.ino);
+        let kept = other.and_then(|other| {
             table.detach(other, last);
-            table.drop_draft(other);
-        }
+            table.take_draft(other)
+        });
         table.rename(rename.ino, rename.to.parent, rename.to.name, Place::Key(rename.store), last);
         drop(table);
         self.bump(rename.from.parent);
         self.bump(rename.to.parent);
+        kept
     }
 
     /// A file that the store does not have gets a name under which it never will.
@@ -153,7 +157,7 @@ impl Tree {
         let names = self.changing();
         let (_, target) = self.replaced(&kv, rename, false)?;
         draft.shape().local = true;
-        self.renamed(rename, &target);
+        drop(self.renamed(rename, &target));
         drop(names);
         // It had taken the place of a key that was removed, and takes it no longer.
         self.settle_whiteout(rename.from.parent, rename.from.name)?;
@@ -188,7 +192,7 @@ impl Tree {
         let own = above.next(receipt.hash);
         self.are_published(above, &kv, receipt)?;
         drop(self.table().take_whiteout(rename.from.parent, rename.from.name));
-        self.renamed(rename, &target);
+        self.keep_until(self.renamed(rename, &target), &kv, receipt);
         self.forget_bases(rename.ino);
         self.is_published(rename.ino, &kv, draft, version.changes, own, receipt);
         let mut table = self.table();
@@ -211,7 +215,7 @@ impl Tree {
         if !untouched || !out || target.draft.is_some() {
             return Ok(false);
         }
-        self.renamed(rename, target);
+        drop(self.renamed(rename, target));
         self.table().clear_draft(rename.ino);
         Ok(true)
     }
@@ -234,7 +238,7 @@ impl Tree {
         shape.mtime = head.mtime;
         (shape.new, shape.local) = (true, true);
         shape.touched();
-        self.renamed(rename, &target);
+        drop(self.renamed(rename, &target));
         let draft = known.unwrap_or_else(|| Draft::new(Shape::new(Type::File, head.mode)));
         {
             let mut old = draft.shape();
@@ -268,7 +272,7 @@ impl Tree {
         }
         Self::stay(&kv, &from.path, rename.from.name, &mut ops)?;
         let receipt = self.commit(&kv, ops).map_err(too_large)?;
-        self.renamed(rename, &target);
+        self.keep_until(self.renamed(rename, &target), &kv, receipt);
         self.follow(&kv, &heads, receipt.hash, &[rename.ino])?;
         if seen.kind == Type::Directory {
             self.keep_below(rename.ino);

@@ -7,7 +7,7 @@ use super::draft::{Content, Draft, IN_MEMORY, Shape};
 use super::errno::{self, Answer, Failure};
 use super::inodes::{Attr, Seen, Type};
 use super::keys::FileHandle;
-use super::shelf::Spill;
+use super::shelf::{Kept, Spill};
 use super::tree::Tree;
 use super::waiting::Due;
 use crate::ids::StoreId;
@@ -157,7 +157,7 @@ impl Tree {
         result
     }
 
-    fn release_draft(&self, ino: u64, store: StoreId, draft: &Arc<Draft>) -> Answer<()> {
+    pub(crate) fn release_draft(&self, ino: u64, store: StoreId, draft: &Arc<Draft>) -> Answer<()> {
         let (waits, local) = {
             let mut shape = draft.shape();
             shape.writers = shape.writers.saturating_sub(1);
@@ -305,8 +305,12 @@ impl Tree {
             shape.kept.take()
         };
         self.table().published(ino);
+        self.keep_until(kept, kv, receipt);
+    }
+
+    /// Leaves what is kept of a draft on the disk until the entry that makes it needless is there.
+    pub(crate) fn keep_until(&self, kept: Option<Arc<Kept>>, kv: &Arc<Kv>, receipt: Receipt) {
         if let Some(kept) = kept {
-            // It must not go before the entry is on the disk.
             self.waiting.add(Duration::ZERO, Due::Durable(kept, Arc::clone(kv), receipt.staged));
         }
     }
