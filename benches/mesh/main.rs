@@ -1,6 +1,6 @@
 //! Measures what a user feels, each figure beside its reference in the same run, as a table with ratios.
 //!
-//! `scripts/bench [SECTION…]` runs it; the sections are `mount`, `latency`, `burst`, `sync` and `start`.
+//! `scripts/bench [SECTION…]` runs it; [`SECTIONS`] are the sections.
 #![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "a benchmark reads clocks and prints")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a benchmark that can't go on stops with the reason")]
 #![allow(clippy::cast_possible_truncation, reason = "counts far below any limit")]
@@ -9,12 +9,12 @@
 #[path = "../../tests/harness/mod.rs"]
 mod harness;
 mod memory_tree;
+mod trees;
 
 use std::fs;
 use std::io::Write;
 use std::net::UdpSocket;
 use std::path::Path;
-use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use harness::{Net, Node, eventually, mesh, within};
@@ -23,6 +23,19 @@ const FILES: u32 = 10_000;
 const KEYS: u32 = 100_000;
 const WRITES: u32 = 500;
 const LONG: Duration = Duration::from_secs(300);
+
+/// Names of sections, and what measures them.
+const SECTIONS: [(&str, fn()); 9] = [
+    ("mount", trees::small_files),
+    ("list", trees::listing),
+    ("tools", trees::tools),
+    ("large", trees::large_files),
+    ("curve", trees::curve),
+    ("latency", latency),
+    ("burst", burst),
+    ("sync", sync),
+    ("start", start),
+];
 
 fn row(what: &str, ours: f64, unit: &str, reference: &str, theirs: f64) {
     println!("| {what} | {ours:.1} {unit} | {reference} {theirs:.1} {unit} | {:.2} |", ours / theirs);
@@ -47,70 +60,6 @@ fn create(dir: &Path, count: u32) {
     for n in 0..count {
         let mut file = fs::File::create(dir.join(format!("f{n:06}"))).unwrap();
         file.write_all(&[b'x'; 64]).unwrap();
-    }
-}
-
-fn stat(dir: &Path, count: u32) {
-    for n in 0..count {
-        fs::metadata(dir.join(format!("f{n:06}"))).unwrap();
-    }
-}
-
-fn read(dir: &Path, count: u32) {
-    for n in 0..count {
-        assert_eq!(fs::read(dir.join(format!("f{n:06}"))).unwrap().len(), 64);
-    }
-}
-
-struct MemoryTree {
-    child: Child,
-    dir: tempfile::TempDir,
-}
-
-impl MemoryTree {
-    fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let child =
-            Command::new(std::env::current_exe().unwrap()).arg("--memory-tree").arg(dir.path()).spawn().unwrap();
-        let mounted = || fs::read_to_string("/proc/mounts").unwrap().contains(dir.path().to_str().unwrap());
-        eventually("the memory tree is mounted", mounted);
-        Self { child, dir }
-    }
-}
-
-impl Drop for MemoryTree {
-    fn drop(&mut self) {
-        drop(Command::new("umount").arg(self.dir.path()).status());
-        drop(self.child.wait());
-    }
-}
-
-/// Creates, stats and reads small files on each of the trees in turn, three rounds.
-fn mount() {
-    let memory = MemoryTree::start();
-    let disk = tempfile::tempdir().unwrap();
-    let node = Node::here();
-    node.up();
-    node.lattice(&["mesh", "init"]);
-    // All as deep as a store's keys are: a path's length is part of what looking a file up costs.
-    let trees = [node.keys(), memory.dir.path().join("a/b/c"), disk.path().join("a/b/c")];
-    trees[1..].iter().for_each(|tree| fs::create_dir_all(tree).unwrap());
-    let mut figures: Vec<[Vec<f64>; 3]> = vec![Default::default(), Default::default(), Default::default()];
-    for round in 0..3 {
-        for (tree, figures) in trees.iter().zip(&mut figures) {
-            let dir = tree.join(format!("round{round}"));
-            fs::create_dir(&dir).unwrap();
-            figures[0].push(rate(FILES, || create(&dir, FILES)));
-            stat(&dir, FILES);
-            figures[1].push(rate(FILES, || stat(&dir, FILES)));
-            read(&dir, FILES);
-            figures[2].push(rate(FILES, || read(&dir, FILES)));
-        }
-    }
-    let [ours, memory_tree, ext4] = [0, 1, 2].map(|tree: usize| figures[tree].clone().map(median));
-    for (n, what) in ["create+write+close, 64 B", "warm stat", "warm open+read+close, 64 B"].iter().enumerate() {
-        row(what, ours[n] / 1e3, "k/s", "in-memory FUSE tree", memory_tree[n] / 1e3);
-        row(what, ours[n] / 1e3, "k/s", "local disk", ext4[n] / 1e3);
     }
 }
 
@@ -287,10 +236,8 @@ fn main() {
     {
         return memory_tree::serve(Path::new(dir)).unwrap();
     }
-    let sections: [(&str, fn()); 5] =
-        [("mount", mount), ("latency", latency), ("burst", burst), ("sync", sync), ("start", start)];
     println!("| what | lattice | reference | ratio |\n|---|---|---|---|");
-    for (name, section) in sections {
+    for (name, section) in SECTIONS {
         if args.is_empty() || args.iter().any(|arg| arg == name) {
             section();
         }

@@ -1,6 +1,6 @@
 //! The reference for the mount: a file system on the same FUSE library that keeps a tree in memory and does nothing else.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -23,7 +23,32 @@ struct Inode {
 
 enum What {
     File(Vec<u8>),
-    Directory(BTreeMap<Vec<u8>, u64>),
+    Directory(Children),
+}
+
+/// The files in a directory, in the order in which they were made: the offset of a listing is a place in it.
+#[derive(Default)]
+struct Children {
+    inodes: HashMap<Vec<u8>, (usize, u64)>,
+    order: Vec<Option<(Vec<u8>, u64)>>,
+}
+
+impl Children {
+    fn get(&self, name: &[u8]) -> Option<u64> {
+        self.inodes.get(name).map(|(_, ino)| *ino)
+    }
+
+    fn insert(&mut self, name: &[u8], ino: u64) {
+        self.remove(name);
+        self.inodes.insert(name.to_vec(), (self.order.len(), ino));
+        self.order.push(Some((name.to_vec(), ino)));
+    }
+
+    fn remove(&mut self, name: &[u8]) -> Option<u64> {
+        let (place, ino) = self.inodes.remove(name)?;
+        self.order[place] = None;
+        Some(ino)
+    }
 }
 
 #[derive(Default)]
@@ -62,7 +87,7 @@ impl Tree {
 
     fn child(&self, parent: u64, name: &OsStr) -> Option<u64> {
         match &self.inodes.get(&parent)?.what {
-            What::Directory(children) => children.get(name.as_bytes()).copied(),
+            What::Directory(children) => children.get(name.as_bytes()),
             What::File(_) => None,
         }
     }
@@ -72,19 +97,20 @@ impl Tree {
         let ino = self.last;
         self.inodes.insert(ino, Inode { mode, mtime: SystemTime::now(), what });
         if let Some(Inode { what: What::Directory(children), .. }) = self.inodes.get_mut(&parent) {
-            children.insert(name.as_bytes().to_vec(), ino);
+            children.insert(name.as_bytes(), ino);
         }
         ino
     }
 
-    fn list(&self, ino: u64, offset: u64) -> impl Iterator<Item = (usize, u64, &Vec<u8>)> {
-        let children = match self.inodes.get(&ino).map(|inode| &inode.what) {
-            Some(What::Directory(children)) => Some(children),
-            Some(What::File(_)) | None => None,
+    /// What is in a directory from `offset` on: the offset behind each, its inode and its name.
+    fn list(&self, ino: u64, offset: u64) -> impl Iterator<Item = (u64, u64, &Vec<u8>)> {
+        let order = match self.inodes.get(&ino).map(|inode| &inode.what) {
+            Some(What::Directory(children)) => children.order.as_slice(),
+            Some(What::File(_)) | None => &[],
         };
-        let skipped = usize::try_from(offset).unwrap_or(usize::MAX);
-        let children = children.into_iter().flatten().enumerate().skip(skipped);
-        children.map(|(position, (name, ino))| (position, *ino, name))
+        let rest = usize::try_from(offset).ok().and_then(|offset| order.get(offset..)).unwrap_or_default();
+        let rest = rest.iter().zip(offset + 1..);
+        rest.filter_map(|(child, behind)| child.as_ref().map(|(name, ino)| (behind, *ino, name)))
     }
 }
 
@@ -165,7 +191,7 @@ impl Filesystem for MemoryTree {
 
     fn mkdir(&self, _: &Request, parent: INodeNo, name: &OsStr, mode: u32, _: u32, reply: ReplyEntry) {
         let mut tree = self.lock();
-        let ino = tree.add(parent.0, name, mode, What::Directory(BTreeMap::new()));
+        let ino = tree.add(parent.0, name, mode, What::Directory(Children::default()));
         match tree.attr(ino) {
             Some(attr) => reply.entry(&TTL, &attr, Generation(0)),
             None => reply.error(Errno::EIO),
@@ -249,9 +275,9 @@ impl Filesystem for MemoryTree {
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let tree = self.lock();
-        for (position, child, name) in tree.list(ino.0, offset) {
+        for (behind, child, name) in tree.list(ino.0, offset) {
             let kind = tree.attr(child).map_or(FileType::RegularFile, |attr| attr.kind);
-            if reply.add(INodeNo(child), position as u64 + 1, kind, OsStr::from_bytes(name)) {
+            if reply.add(INodeNo(child), behind, kind, OsStr::from_bytes(name)) {
                 break;
             }
         }
@@ -260,10 +286,9 @@ impl Filesystem for MemoryTree {
 
     fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         let tree = self.lock();
-        for (position, child, name) in tree.list(ino.0, offset) {
+        for (behind, child, name) in tree.list(ino.0, offset) {
             let Some(attr) = tree.attr(child) else { continue };
-            let full =
-                reply.add(INodeNo(child), position as u64 + 1, OsStr::from_bytes(name), &TTL, &attr, Generation(0));
+            let full = reply.add(INodeNo(child), behind, OsStr::from_bytes(name), &TTL, &attr, Generation(0));
             if full {
                 break;
             }
@@ -275,7 +300,7 @@ impl Filesystem for MemoryTree {
 /// Mounts an empty tree at `at` and serves it until it is unmounted.
 pub(crate) fn serve(at: &Path) -> std::io::Result<()> {
     let mut tree = Tree { last: 1, ..Tree::default() };
-    let root = Inode { mode: 0o755, mtime: UNIX_EPOCH, what: What::Directory(BTreeMap::new()) };
+    let root = Inode { mode: 0o755, mtime: UNIX_EPOCH, what: What::Directory(Children::default()) };
     tree.inodes.insert(1, root);
     let mut config = fuser::Config::default();
     config.mount_options = vec![fuser::MountOption::FSName("memory".into()), fuser::MountOption::DefaultPermissions];
