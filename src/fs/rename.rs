@@ -11,11 +11,11 @@ use super::names::{Target, ids};
 use super::tree::{Handle, Tree, locked};
 use super::waiting::{Due, REPLACE};
 use super::write::{Version, directory, same};
-use super::{heads, local};
+use super::heads;
 use crate::clock;
 use crate::ids::{Hash, StoreId};
 use crate::stores::Merge;
-use crate::stores::kv::{Head, HeadId, Heads, Kv, KvError, Node, Op};
+use crate::stores::kv::{self, Head, HeadId, Heads, Kv, KvError, Node, Op};
 
 /// Keys that one entry could hold at most, with the shortest paths.
 const MOST: usize = 2_048;
@@ -40,6 +40,9 @@ impl Tree {
         if flags & !(libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE) != 0 {
             return Err(errno::INVALID);
         }
+        if let Some(renamed) = self.rename_staged(from, to, flags) {
+            return renamed;
+        }
         let source = self.table().see(from.parent)?;
         match source.place {
             Place::HeadsOf(store) | Place::HeadsPath(store) => return self.settle_by_rename(&source, store, from, to),
@@ -63,7 +66,7 @@ impl Tree {
         }
         let seen = self.table().see(ino)?;
         let draft = Self::shown_draft(seen.draft.as_ref());
-        let stays = seen.kind != Type::Directory && local::stays(to.name);
+        let stays = seen.kind != Type::Directory && kv::stays(to.name);
         let version = match &draft {
             Some(draft) if !stays => Self::version(&*self.kv(&store)?, draft)?,
             _ => None,
