@@ -106,7 +106,8 @@ impl Tree {
 
     /// `open` with `O_CREAT` of a name that was not there a moment ago.
     pub(crate) fn create(&self, parent: u64, name: &[u8], mode: u32, flags: i32) -> Answer<(Attr, Open)> {
-        match self.table().place(parent) {
+        let place = self.table().place(parent);
+        match place {
             Some(Place::Chat) => return self.create_room(parent, name, flags),
             Some(Place::Staged(_)) => return self.create_staged(parent, name, mode, flags),
             _ => {}

@@ -39,7 +39,8 @@ impl Aboves {
 impl Tree {
     /// Makes a directory.
     pub(crate) fn make_directory(&self, parent: u64, name: &[u8], mode: u32) -> Answer<Attr> {
-        if let Some(Place::Txs(_) | Place::Staged(_)) = self.table().place(parent) {
+        let place = self.table().place(parent);
+        if let Some(Place::Txs(_) | Place::Staged(_)) = place {
             return self.make_staged_directory(parent, name, mode);
         }
         self.make_soon(parent, name, Shape::new(Type::Directory, mode & 0o7777))
@@ -50,7 +51,8 @@ impl Tree {
         if to.len() > crate::replication::limits::KEY_PATH {
             return Err(errno::NAME_TOO_LONG);
         }
-        if let Some(Place::Staged(_)) = self.table().place(parent) {
+        let place = self.table().place(parent);
+        if let Some(Place::Staged(_)) = place {
             return self.make_staged_link(parent, name, to);
         }
         let mut shape = Shape::new(Type::Symlink, 0o777);

@@ -305,7 +305,7 @@ impl Tree {
     /// `unlink` or `rmdir`, which of an empty transaction forgets it.
     pub(crate) fn remove_staged(&self, parent: u64, name: &[u8], directory: bool) -> Answer<()> {
         let above = self.table().see(parent)?;
-        let last = self.table().child(parent, name).and_then(|ino| self.attr(ino).ok());
+        let last = self.known_attr(parent, name);
         if let Place::Txs(store) = above.place {
             let registry = self.registry().ok_or(errno::CLOSED)?;
             registry.txs().get(&store, name)?;
@@ -322,6 +322,12 @@ impl Tree {
         Ok(())
     }
 
+    /// What a name shows that the kernel knows.
+    fn known_attr(&self, parent: u64, name: &[u8]) -> Option<Attr> {
+        let known = self.table().child(parent, name);
+        known.and_then(|ino| self.attr(ino).ok())
+    }
+
     fn staged_gone(&self, parent: u64, name: &[u8], last: Option<Attr>) {
         let mut table = self.table();
         if let Some(ino) = table.child(parent, name) {
@@ -331,7 +337,8 @@ impl Tree {
 
     /// Renames within a transaction, or a transaction to `commit`; `None` if neither end is in a `.tx`.
     pub(crate) fn rename_staged(&self, from: End<'_>, to: End<'_>, flags: u32) -> Option<Answer<()>> {
-        let (source, target) = (self.table().place(from.parent)?, self.table().place(to.parent)?);
+        let source = self.table().place(from.parent)?;
+        let target = self.table().place(to.parent)?;
         Some(match (source, target) {
             (Place::Txs(store), Place::Txs(other)) if store == other && to.name == COMMIT => {
                 self.commit_staged(store, from, flags)
@@ -351,7 +358,7 @@ impl Tree {
         let (target, other) = self.staged_name(to.parent, to.name)?;
         let _steady = source.tx.steady()?;
         let _other = if Arc::ptr_eq(&source.tx, &target.tx) { None } else { Some(target.tx.steady()?) };
-        let replaced = self.table().child(to.parent, to.name).and_then(|ino| self.attr(ino).ok());
+        let replaced = self.known_attr(to.parent, to.name);
         let how = RenameFlags::from_bits_truncate(flags);
         nix::fcntl::renameat2(AT_FDCWD, &source.at, AT_FDCWD, &target.at, how).map_err(std::io::Error::from)?;
         let mut table = self.table();
