@@ -9,9 +9,7 @@ use serde_json::{Value, json};
 use super::output::{ago, escaped, hex, size, utc};
 use super::{Context, Ended};
 use crate::api::Failure;
-use crate::api::wire::{
-    BeginTxRequest, CommitTxRequest, DropTxRequest, OpenTx, ShowTxRequest, TxsRequest,
-};
+use crate::api::wire::{BeginTxRequest, CommitTxRequest, DropTxRequest, OpenTx, ShowTxRequest, TxsRequest};
 use crate::clock;
 
 const EXAMPLES: &str = "\

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use super::draft::{Content, Draft, Shape};
 use super::errno::{self, Answer, Failure};
+use super::heads;
 use super::inodes::{Place, Seen, Type, Whiteout, join};
 use super::keys;
 use super::names::{Target, ids};
 use super::tree::{Handle, Tree, locked};
 use super::waiting::{Due, REPLACE};
 use super::write::{Version, directory, same};
-use super::heads;
 use crate::clock;
 use crate::ids::{Hash, StoreId};
 use crate::stores::Merge;

@@ -90,9 +90,11 @@ fn why(look: &Look) -> String {
     if !look.moved.is_empty() {
         text = "not committed: these keys changed after the transaction began\n".into();
         for key in &look.moved {
-            text.extend(String::from_utf8_lossy(key).chars().flat_map(|c| {
-                if c.is_control() { c.escape_default().collect() } else { vec![c] }
-            }));
+            text.extend(
+                String::from_utf8_lossy(key)
+                    .chars()
+                    .flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }),
+            );
             text.push('\n');
         }
     }

@@ -44,7 +44,8 @@ fn a_tree_that_is_copied_into_a_transaction_is_one_entry_when_it_is_committed_an
     assert_eq!(world.here.entries(), before);
     assert_eq!(world.sh("mv ../.tx/deploy ../.tx/commit; ls"), "tree\n");
     assert_eq!(world.here.entries(), before + 1);
-    let facts = "find . -type d -exec stat -c '%n %f %Y' {} + | sort; find . ! -type d -exec stat -c '%n %f %Y %s' {} + | sort
+    let facts =
+        "find . -type d -exec stat -c '%n %f %Y' {} + | sort; find . ! -type d -exec stat -c '%n %f %Y %s' {} + | sort
         find . -type f -exec md5sum {} + | sort; readlink link";
     assert_eq!(world.sh(&format!("cd tree; {facts}")), world.sh(&format!("cd $SPARE/tree; {facts}")));
     assert_eq!(world.sh("ls ../.tx"), "", "it is over");

@@ -279,8 +279,7 @@ impl Tx {
         let payload = kv.encoded(ops)?;
         self.note(&payload)?;
         // Nothing that came since the look is overwritten: it is looked at once more right before the entry is made.
-        let submitted =
-            kv.submit_if(&payload, &blobs, origin, |view| Ok(force || plan.moved(view)?.is_empty()));
+        let submitted = kv.submit_if(&payload, &blobs, origin, |view| Ok(force || plan.moved(view)?.is_empty()));
         if !matches!(submitted, Ok(Some(_))) {
             self.forget_note();
         }
@@ -440,7 +439,9 @@ impl Txs {
                     }
                 }
                 Ok(false) => {}
-                Err(error) => tracing::error!(target: "tx", tx = %shown(&tx.name), %error, "it may be committed already"),
+                Err(error) => {
+                    tracing::error!(target: "tx", tx = %shown(&tx.name), %error, "it may be committed already")
+                }
             }
         }
     }

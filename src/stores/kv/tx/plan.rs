@@ -178,10 +178,7 @@ impl Plan {
     }
 
     /// The operations. `value` gives a staged file's content.
-    pub(super) fn ops(
-        &self,
-        mut value: impl FnMut(&Source) -> Result<Value, TxError>,
-    ) -> Result<Vec<Op>, TxError> {
+    pub(super) fn ops(&self, mut value: impl FnMut(&Source) -> Result<Value, TxError>) -> Result<Vec<Op>, TxError> {
         let op = |(path, step): (&Vec<u8>, &Step)| {
             let (path, supersedes) = (path.clone(), step.base.clone());
             Ok(match &step.put {

@@ -204,7 +204,8 @@ mod tests {
         fs::write(dir.path().join("y.delete.put.put"), "").unwrap();
         fs::write(dir.path().join("z.put"), "").unwrap();
         fs::set_permissions(dir.path().join("z.put"), Permissions::from_mode(0o644)).unwrap();
-        let names: Vec<_> = told(dir.path()).into_iter().map(|line| line.split(' ').nth(1).unwrap().to_owned()).collect();
+        let names: Vec<_> =
+            told(dir.path()).into_iter().map(|line| line.split(' ').nth(1).unwrap().to_owned()).collect();
         assert_eq!(names, ["x.delete", "y.delete.put", "z.put"]);
     }
 
