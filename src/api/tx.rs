@@ -23,20 +23,19 @@ pub(super) struct Service {
     pub(super) host: Arc<dyn Host>,
 }
 
-impl From<TxError> for Failure {
-    fn from(error: TxError) -> Self {
-        let hint = error.hint();
-        let failure = match error {
-            TxError::Missing(_) | TxError::Over => Self::not_found(error),
-            TxError::Exists(_) | TxError::Name(..) | TxError::Moved { .. } | TxError::Staged(_) => Self::refused(error),
-            TxError::Busy => Self::new(Kind::Unavailable, error),
-            TxError::Kv(error) => error.into(),
-            TxError::Io { .. } => Self::failed(error),
-        };
-        match hint {
-            Some(hint) => failure.hint(hint),
-            None => failure,
-        }
+/// A failure in the store of this name.
+fn failure(store: &str, error: TxError) -> Failure {
+    let hint = error.hint(store);
+    let failure = match error {
+        TxError::Missing(_) | TxError::Over => Failure::not_found(error),
+        TxError::Exists(_) | TxError::Name(..) | TxError::Moved { .. } | TxError::Staged(_) => Failure::refused(error),
+        TxError::Busy => Failure::new(Kind::Unavailable, error),
+        TxError::Kv(error) => error.into(),
+        TxError::Io { .. } => Failure::failed(error),
+    };
+    match hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
     }
 }
 
@@ -58,7 +57,7 @@ fn told(keys: &Keys, store: &str, tx: &kv::Tx) -> OpenTx {
         deletes: look.deletes,
         moved: look.moved,
         why: look.why.as_ref().map(ToString::to_string),
-        hint: look.why.as_ref().and_then(TxError::hint),
+        hint: look.why.as_ref().and_then(|why| why.hint(store)),
     }
 }
 
@@ -90,7 +89,8 @@ impl Tx for Service {
         let mounts = self.host.about().mounts.into_iter();
         let paths = mounts.map(|mount| mount.join("stores").join(&store).join(".tx").join(OsStr::from_bytes(&name)));
         let paths = paths.map(|path| path.display().to_string()).collect();
-        blocking(move || Ok(registry.txs().begin(&keys, &name).map(drop)?)).await?;
+        let begin = move || registry.txs().begin(&keys, &name).map(drop).map_err(|error| failure(&store, error));
+        blocking(begin).await?;
         Ok(Response::new(BeginTxReply { paths }))
     }
 
@@ -102,7 +102,10 @@ impl Tx for Service {
     async fn show(&self, request: Request<ShowTxRequest>) -> Result<Response<ShowTxReply>, Status> {
         let ShowTxRequest { store, name } = request.into_inner();
         let (registry, keys) = self.open(&store)?;
-        let show = move || Ok(told(&keys, &store, &*registry.txs().get(&keys.log().store(), &name)?));
+        let show = move || {
+            let tx = registry.txs().get(&keys.log().store(), &name).map_err(|error| failure(&store, error))?;
+            Ok(told(&keys, &store, &tx))
+        };
         Ok(Response::new(ShowTxReply { tx: Some(blocking(show).await?) }))
     }
 
@@ -110,7 +113,10 @@ impl Tx for Service {
         let CommitTxRequest { store, name, force } = request.into_inner();
         let (registry, keys) = self.open(&store)?;
         self.host.settle(keys.log().store()).await?;
-        let commit = move || Ok(registry.txs().commit(&keys, &name, force, Origin::Local)?);
+        let commit = move || {
+            let committed = registry.txs().commit(&keys, &name, force, Origin::Local);
+            committed.map_err(|error| failure(&store, error))
+        };
         let committed = blocking(commit).await?;
         let hash = committed.receipt.map(|receipt| receipt.hash.0.to_vec()).unwrap_or_default();
         let (written, deleted) = (committed.put as u64, committed.deleted as u64);
@@ -120,7 +126,11 @@ impl Tx for Service {
     async fn drop(&self, request: Request<DropTxRequest>) -> Result<Response<DropTxReply>, Status> {
         let DropTxRequest { store, name } = request.into_inner();
         let (registry, keys) = self.open(&store)?;
-        blocking(move || Ok(registry.txs().drop(&keys.log().store(), &name, false)?)).await?;
+        let drop = move || {
+            let dropped = registry.txs().drop(&keys.log().store(), &name, false);
+            dropped.map_err(|error| failure(&store, error))
+        };
+        blocking(drop).await?;
         Ok(Response::new(DropTxReply {}))
     }
 }

@@ -259,7 +259,6 @@ impl Mounted {
     }
 
     /// What makes versions of all that was done to a store through this mount and waits for what usually follows.
-    #[must_use]
     pub fn settler(&self) -> impl Fn(StoreId) + Send + use<> {
         let tree = Arc::clone(&self.tree);
         move |store| tree.settle_store(store)

@@ -84,7 +84,7 @@ fn is_why(path: &[u8]) -> bool {
 }
 
 /// The text of a transaction's `.why`: nothing, if it would be committed.
-fn why(look: &Look) -> String {
+fn why(look: &Look, store: &str) -> String {
     let Some(why) = &look.why else { return String::new() };
     let mut text = format!("{why}\n");
     if !look.moved.is_empty() {
@@ -98,7 +98,7 @@ fn why(look: &Look) -> String {
             text.push('\n');
         }
     }
-    if let Some(hint) = why.hint() {
+    if let Some(hint) = why.hint(store) {
         text.push_str(&hint);
         text.push('\n');
     }
@@ -193,16 +193,18 @@ impl Tree {
         Ok(found)
     }
 
-    /// An opening of a file, for one that has lost its name.
-    fn staged_opening(&self, ino: u64) -> Option<Arc<Handle>> {
-        self.all_handles().into_iter().find(|handle| matches!(&**handle, Handle::Staged(file) if file.ino == ino))
+    /// The openings of a staged file: for one that has lost its name.
+    fn staged_openings(&self, ino: u64) -> Vec<Arc<Handle>> {
+        let mut open = self.all_handles();
+        open.retain(|handle| matches!(&**handle, Handle::Staged(file) if file.ino == ino));
+        open
     }
 
     /// The attributes of what is staged.
     pub(crate) fn staged_attr(&self, seen: &Seen, store: StoreId) -> Answer<Attr> {
         match self.staged(seen, &store) {
             Ok(staged) => Ok(shape(seen.ino, &std::fs::symlink_metadata(staged.at)?)),
-            Err(gone) => match self.staged_opening(seen.ino).as_deref() {
+            Err(gone) => match self.staged_openings(seen.ino).first().map(Arc::as_ref) {
                 Some(Handle::Staged(open)) => Ok(shape(seen.ino, &open.file.metadata()?)),
                 _ => seen.last.map(|last| Attr { ino: seen.ino, ..last }).ok_or(gone),
             },
@@ -218,7 +220,8 @@ impl Tree {
     pub(crate) fn tx_why(&self, seen: &Seen, store: StoreId) -> Answer<Vec<u8>> {
         let parent = self.table().see(seen.parent)?;
         let tx = self.staged(&parent, &store)?.tx;
-        Ok(why(&tx.look(&*self.kv(&store)?)).into_bytes())
+        let name = self.stores().into_iter().find(|(_, id)| *id == store).map(|(name, _)| name).unwrap_or_default();
+        Ok(why(&tx.look(&*self.kv(&store)?), &name).into_bytes())
     }
 
     /// Opens a staged file.
@@ -439,7 +442,7 @@ impl Tree {
     pub(crate) fn set_staged(&self, seen: &Seen, store: StoreId, mut wanted: Wanted) -> Answer<Attr> {
         let (open, place) = match self.staged(seen, &store) {
             Ok(staged) => (None, Some(staged)),
-            Err(gone) => (Some(self.staged_opening(seen.ino).ok_or(gone)?), None),
+            Err(gone) => (Some(self.staged_openings(seen.ino).pop().ok_or(gone)?), None),
         };
         let (tx, at, follow) = match (&place, open.as_deref()) {
             (Some(staged), _) => (&staged.tx, staged.at.clone(), UtimensatFlags::NoFollowSymlink),
@@ -454,10 +457,11 @@ impl Tree {
         let before = self.staged_attr(seen, store)?;
         if let Some(size) = wanted.size {
             self.space.check(size.saturating_sub(before.size))?;
-            match self.staged_opening(seen.ino).as_deref() {
-                // Who has it open may write it, whatever its permissions say by now.
-                Some(Handle::Staged(open)) if open.file.set_len(size).is_ok() => {}
-                _ => OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW).open(&at)?.set_len(size)?,
+            // Who has it open for writing may do so, whatever its permissions say by now.
+            let resized =
+                |handle: &Arc<Handle>| matches!(&**handle, Handle::Staged(open) if open.file.set_len(size).is_ok());
+            if !self.staged_openings(seen.ino).iter().any(resized) {
+                OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW).open(&at)?.set_len(size)?;
             }
         }
         if wanted.tame && seen.kind == Type::File && wanted.mode.is_none() {

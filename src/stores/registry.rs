@@ -568,6 +568,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_staged_for_a_deleted_store_is_left_until_it_is_purged() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, registry) = founded(dir.path());
+        let create = root::Op::CreateStore { name: "work".into(), kind: "kv".into() };
+        registry.root().submit(&[create], Origin::Local).unwrap();
+        registry.refresh();
+        let work = registry.kv("work").unwrap();
+        registry.txs().begin(&work, b"t").unwrap();
+        let id = work.log().store();
+        registry.root().submit(&[root::Op::DeleteStore { id }], Origin::Local).unwrap();
+        registry.refresh();
+        let staged = registry.txs().of_store(&id);
+        let found = registry.leftovers(false).unwrap();
+        assert!(found.contains(&(staged.clone(), "work".into())), "{found:?}");
+        registry.leftovers(true).unwrap();
+        assert!(!staged.exists());
+        assert!(registry.leftovers(false).unwrap().is_empty());
+    }
+
+    #[test]
     fn what_was_written_is_there_after_closing_and_opening() {
         let dir = tempfile::tempdir().unwrap();
         let (mesh, registry) = founded(dir.path());

@@ -284,6 +284,20 @@ fn files_that_stay_on_this_machine_are_not_committed() {
 }
 
 #[test]
+fn who_still_has_a_staged_file_open_when_it_is_committed_is_refused_and_the_entry_stays_what_it_is() {
+    let world = World::new();
+    world.sh("mkdir ../.tx/t");
+    let mut file = File::create(tx(&world, "t/f")).unwrap();
+    file.write_all(b"so far").unwrap();
+    commit(&world, "t").unwrap();
+    assert_eq!(number(file.write_all(b", and more")), libc::ESTALE);
+    assert_eq!(world.sh("cat f"), "so far");
+    world.sh("mkdir ../.tx/t; echo another > ../.tx/t/f");
+    assert_eq!(number(file.write_all(b", and more")), libc::ESTALE, "another of the same name is another");
+    assert_eq!(world.sh("cat ../.tx/t/f"), "another\n");
+}
+
+#[test]
 fn a_node_that_may_only_read_begins_no_transaction() {
     let world = World::with(Role::Reader);
     let at = world.dir.path().join("reader");

@@ -18,6 +18,7 @@ mod staged;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -92,13 +93,14 @@ impl TxError {
         Self::Io { path: path.to_owned(), source }
     }
 
-    /// What to do about it, for a person.
+    /// What to do about it in the store of this name, for a person.
     #[must_use]
-    pub fn hint(&self) -> Option<String> {
+    pub fn hint(&self, store: &str) -> Option<String> {
+        let store = if store == "home" { String::new() } else { format!(" --store {store}") };
         match self {
             Self::Moved { tx, .. } => Some(format!(
-                "`lattice tx commit {tx} --force` commits it all the same, and these keys then have both versions as heads; or \
-                 take over by hand what changed, into a new transaction"
+                "`lattice tx commit {tx} --force{store}` commits it all the same, and these keys then have both versions as \
+                 heads; or take over by hand what changed, into a new transaction"
             )),
             Self::Kv(KvError::TooLarge { .. }) => Some(
                 "commit it in parts: begin another transaction and move some of the files there. The paths and the values up to \
@@ -106,7 +108,9 @@ impl TxError {
                     .into(),
             ),
             Self::Exists(_) => Some("choose another name; `lattice tx` lists them".into()),
-            Self::Missing(_) | Self::Over => Some("`lattice tx` lists them, `lattice tx begin NAME` begins one".into()),
+            Self::Missing(_) | Self::Over => {
+                Some(format!("`lattice tx` lists them, `lattice tx begin NAME{store}` begins one"))
+            }
             Self::Busy => Some("try again in a moment".into()),
             Self::Name(..) | Self::Staged(_) | Self::Kv(_) | Self::Io { .. } => None,
         }
@@ -250,10 +254,9 @@ impl Tx {
 
     fn look_into(&self, kv: &Kv, look: &mut Look) -> Result<()> {
         let plan = self.plan(kv)?;
-        let (puts, deletes) = plan.keys();
         let put = |(path, source): (&[u8], &Source)| Put { path: path.to_vec(), kind: source.kind, size: source.size };
-        look.puts = puts.into_iter().map(put).collect();
-        look.deletes = deletes.into_iter().map(<[u8]>::to_vec).collect();
+        look.puts = plan.puts().map(put).collect();
+        look.deletes = plan.deletes().map(<[u8]>::to_vec).collect();
         look.moved = plan.moved(&kv.view()?).map_err(KvError::from)?.into_iter().collect();
         if !look.moved.is_empty() {
             return Err(self.moved(look.moved.clone()));
@@ -269,8 +272,7 @@ impl Tx {
             return Err(self.moved(moved));
         }
         fits(kv, &plan)?;
-        let (put, deleted) = plan.keys();
-        let (put, deleted) = (put.len(), deleted.len());
+        let (put, deleted) = (plan.puts().count(), plan.deletes().count());
         let ops = plan.ops(|source| value(kv, source))?;
         if ops.is_empty() {
             return Ok(Committed { receipt: None, put, deleted });
@@ -384,19 +386,21 @@ fn value(kv: &Kv, source: &Source) -> Result<Value> {
 #[derive(Debug)]
 pub struct Txs {
     dir: PathBuf,
-    open: Mutex<BTreeMap<(StoreId, Vec<u8>), Arc<Tx>>>,
+    open: Mutex<Open>,
 }
+
+/// By store and name.
+type Open = BTreeMap<(StoreId, Vec<u8>), Arc<Tx>>;
 
 impl Txs {
     /// Those in the directory `dir`, which need not be there. What can't be read is left as it is.
     #[must_use]
     pub fn open(dir: PathBuf) -> Self {
         let txs = Self { dir, open: Mutex::default() };
-        for store in listed_in(&txs.dir) {
-            let Ok(id) = store.parse::<StoreId>() else { continue };
-            let names = fs::read_dir(txs.dir.join(&store)).into_iter().flatten().flatten();
-            for dir in names.map(|entry| entry.path()) {
-                txs.take_up(id, dir);
+        for above in inside(&txs.dir) {
+            let store = above.file_name().and_then(OsStr::to_str).and_then(|name| name.parse::<StoreId>().ok());
+            if let Some(store) = store {
+                inside(&above).into_iter().for_each(|dir| txs.take_up(store, dir));
             }
         }
         txs
@@ -419,7 +423,7 @@ impl Txs {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<(StoreId, Vec<u8>), Arc<Tx>>> {
+    fn lock(&self) -> MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -563,7 +567,13 @@ impl Txs {
     }
 }
 
-fn listed_in(dir: &Path) -> Vec<String> {
-    let names = fs::read_dir(dir).into_iter().flatten().flatten();
-    names.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+/// What is in a directory; nothing if it is not there.
+fn inside(dir: &Path) -> Vec<PathBuf> {
+    let listed = fs::read_dir(dir).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
+    listed.unwrap_or_else(|error| {
+        if error.kind() != std::io::ErrorKind::NotFound {
+            tracing::error!(target: "tx", path = %dir.display(), %error, "transactions can't be read");
+        }
+        Vec::new()
+    })
 }

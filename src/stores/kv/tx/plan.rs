@@ -192,10 +192,13 @@ impl Plan {
         self.steps.iter().map(op).collect()
     }
 
-    /// The keys that are put, and what they become, and those that are deleted.
-    pub(super) fn keys(&self) -> (Vec<(&[u8], &Source)>, Vec<&[u8]>) {
-        let puts = self.steps.iter().filter_map(|(path, step)| Some((path.as_slice(), step.put.as_ref()?)));
-        let deletes = self.steps.iter().filter(|(_, step)| step.put.is_none()).map(|(path, _)| path.as_slice());
-        (puts.collect(), deletes.collect())
+    /// The keys that are put, and what they become.
+    pub(super) fn puts(&self) -> impl Iterator<Item = (&[u8], &Source)> {
+        self.steps.iter().filter_map(|(path, step)| Some((path.as_slice(), step.put.as_ref()?)))
+    }
+
+    /// The keys that are deleted.
+    pub(super) fn deletes(&self) -> impl Iterator<Item = &[u8]> {
+        self.steps.iter().filter(|(_, step)| step.put.is_none()).map(|(path, _)| path.as_slice())
     }
 }

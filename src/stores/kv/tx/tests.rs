@@ -145,7 +145,12 @@ fn a_key_that_moved_keeps_it_from_being_committed_and_forced_it_is_a_head_beside
     let tx = world.txs.get(&world.kv.log().store(), b"t").unwrap();
     let look = tx.look(&world.kv);
     assert_eq!(look.moved, [b"a", b"b"]);
-    assert!(look.why.unwrap().to_string().contains("2 keys changed after the transaction 't' began: 'a', 'b'"));
+    let hint = |store| look.why.as_ref().unwrap().hint(store).unwrap();
+    assert!(hint("home").contains("`lattice tx commit t --force`"));
+    assert!(hint("site").contains("`lattice tx commit t --force --store site`"));
+    assert!(
+        look.why.as_ref().unwrap().to_string().contains("2 keys changed after the transaction 't' began: 'a', 'b'")
+    );
     assert_eq!(fs::read_to_string(files.join("a")).unwrap(), "mine");
     world.force("t");
     for key in ["a", "b"] {
@@ -323,7 +328,7 @@ fn what_does_not_fit_an_entry_is_refused_and_a_large_value_takes_little() {
     let before = world.entries();
     let refused = world.commit("t").unwrap_err();
     assert!(matches!(refused, TxError::Kv(KvError::TooLarge { .. })), "{refused}");
-    assert!(refused.hint().unwrap().contains("in parts"));
+    assert!(refused.hint("home").unwrap().contains("in parts"));
     assert_eq!((world.entries(), world.get("k0")), (before, None));
     assert!(files.join("k4").exists());
     for n in 0..5 {
@@ -369,8 +374,10 @@ fn a_transaction_has_a_name_of_its_own_and_ends_once() {
     }
     write(&tx.files().join("a"), "x");
     assert!(world.txs.drop(&store, b"t", true).is_err(), "something is staged");
-    let steady = tx.steady().unwrap();
-    drop(steady);
+    drop(tx.steady().unwrap());
+    let ending = tx.ending().unwrap();
+    assert!(matches!(tx.steady(), Err(TxError::Busy)));
+    drop(ending);
     world.txs.drop(&store, b"t", false).unwrap();
     assert!(matches!(tx.steady(), Err(TxError::Over)));
     begin("t").unwrap();
