@@ -516,6 +516,12 @@ impl Host for Daemon {
         tokio::task::spawn_blocking(find).await.map_err(Failure::failed)?.map_err(failure)
     }
 
+    async fn settle(&self, store: StoreId) -> Result<(), Failure> {
+        let settle: Vec<_> = locked(&self.mounts).values().map(|(_, mounted)| mounted.settler()).collect();
+        let all = move || settle.iter().for_each(|settle| settle(store));
+        tokio::task::spawn_blocking(all).await.map_err(Failure::failed)
+    }
+
     async fn mount(&self, path: &Path) -> Result<(), Failure> {
         let _one = self.mounting.lock().await;
         self.bury().await?;

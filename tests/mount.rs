@@ -38,6 +38,8 @@ mod session;
 mod stories;
 #[path = "mount/tools.rs"]
 mod tools;
+#[path = "mount/tx.rs"]
+mod tx;
 #[path = "mount/watch.rs"]
 mod watch;
 #[path = "mount/world.rs"]

@@ -12,7 +12,7 @@ use tonic::transport::{Channel, Endpoint};
 use super::failure::{Failure, Kind};
 use super::wire::{
     chat_client::ChatClient, kv_client::KvClient, mesh_client::MeshClient, node_client::NodeClient,
-    past_client::PastClient, stores_client::StoresClient,
+    past_client::PastClient, stores_client::StoresClient, tx_client::TxClient,
 };
 
 /// A connection to a running node.
@@ -73,6 +73,12 @@ impl Client {
     #[must_use]
     pub fn past(&self) -> PastClient<Channel> {
         PastClient::new(self.channel.clone())
+    }
+
+    /// Transactions.
+    #[must_use]
+    pub fn tx(&self) -> TxClient<Channel> {
+        TxClient::new(self.channel.clone())
     }
 
     /// Rooms.

@@ -144,6 +144,9 @@ pub trait Host: Send + Sync + 'static {
     /// Ends the mount at `path`.
     async fn unmount(&self, path: &Path) -> Result<(), Failure>;
 
+    /// Makes versions of all that was done to a store through the mounts and waits there for what usually follows.
+    async fn settle(&self, store: StoreId) -> Result<(), Failure>;
+
     /// Begins to stop the daemon; returns at once.
     fn shutdown(&self);
 }

@@ -12,6 +12,7 @@ mod node;
 mod past;
 mod server;
 mod stores;
+mod tx;
 
 pub use client::Client;
 pub use failure::{Failure, Kind};

@@ -27,9 +27,9 @@ use super::failure::Failure;
 use super::host::Host;
 use super::wire::{
     chat_server::ChatServer, kv_server::KvServer, mesh_server::MeshServer, node_server::NodeServer,
-    past_server::PastServer, stores_server::StoresServer,
+    past_server::PastServer, stores_server::StoresServer, tx_server::TxServer,
 };
-use super::{chat, kv, mesh, node, past, stores};
+use super::{chat, kv, mesh, node, past, stores, tx};
 
 /// How long calls may go on after the daemon began to stop.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -66,6 +66,7 @@ pub async fn serve(host: Arc<dyn Host>, listener: UnixListener, stop: Cancellati
         stores: StoresServer::new(stores::Service { host: host.clone(), stop: stop.clone() }),
         kv: KvServer::new(kv::Service { host: host.clone(), stop: stop.clone() }),
         past: PastServer::new(past::Service { host: host.clone() }),
+        tx: TxServer::new(tx::Service { host: host.clone() }),
         chat: ChatServer::new(chat::Service { host, stop: stop.clone() }),
     };
     let connections = TaskTracker::new();
@@ -124,6 +125,7 @@ struct Calls {
     stores: StoresServer<stores::Service>,
     kv: KvServer<kv::Service>,
     past: PastServer<past::Service>,
+    tx: TxServer<tx::Service>,
     chat: ChatServer<chat::Service>,
 }
 
@@ -147,6 +149,7 @@ where
             StoresServer::<stores::Service>::NAME => self.stores.call(request),
             KvServer::<kv::Service>::NAME => self.kv.call(request),
             PastServer::<past::Service>::NAME => self.past.call(request),
+            TxServer::<tx::Service>::NAME => self.tx.call(request),
             ChatServer::<chat::Service>::NAME => self.chat.call(request),
             _ => Box::pin(async { Ok(Status::unimplemented("no such service").into_http()) }),
         }

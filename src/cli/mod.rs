@@ -22,6 +22,7 @@ mod progress;
 mod restore;
 mod show;
 mod store;
+mod tx;
 mod undo;
 mod up;
 
@@ -88,6 +89,7 @@ enum Command {
     Blame(blame::Blame),
     Restore(restore::Restore),
     Undo(undo::Undo),
+    Tx(tx::Tx),
     #[command(subcommand)]
     Chat(chat::Chat),
     Config(config::Config),
@@ -197,6 +199,7 @@ async fn run(command: Command, context: Context) -> Ended {
         Command::Blame(blame) => blame.run(&context).await,
         Command::Restore(restore) => restore.run(&context).await,
         Command::Undo(undo) => undo.run(&context).await,
+        Command::Tx(tx) => tx.run(&context).await,
         Command::Chat(chat) => chat.run(&context).await,
         Command::Config(config) => config.run(&context),
         Command::Doctor(doctor) => doctor.run(&context).await,

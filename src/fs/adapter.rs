@@ -18,7 +18,7 @@ use super::errno::{self, Answer, Failure};
 use super::inodes::{Attr, Type};
 use super::pool::Pool;
 use super::rename::End;
-use super::tree::{Caching, Found, Handle, LONG, NONE, Tree};
+use super::tree::{Caching, Found, Handle, NONE, Tree};
 use super::write::{Wanted, Writer};
 use crate::clock;
 use crate::stores::kv::{KvError, PATIENCE};
@@ -74,7 +74,7 @@ impl Adapter {
 
     fn entry(&self, reply: ReplyEntry, result: Result<Attr, Errno>) {
         match result {
-            Ok(attr) => reply.entry(&LONG, &self.file_attr(&attr), Generation(0)),
+            Ok(attr) => reply.entry(&self.tree.ttl(attr.ino), &self.file_attr(&attr), Generation(0)),
             Err(error) => reply.error(error),
         }
     }
@@ -282,9 +282,9 @@ impl Filesystem for Adapter {
         };
         if size.is_some_and(|size| size > 0) || self.tree.crowded(ino.0) {
             // It may have to bring in a large value first, or to wait for the disk.
-            let (attr, call) = (self.shaper(), self.call("setattr", ino.0));
+            let (attr, call, ttl) = (self.shaper(), self.call("setattr", ino.0), self.tree.ttl(ino.0));
             self.on(&self.network, reply, ReplyAttr::error, move |reply| match call.run(work) {
-                Ok(found) => reply.attr(&LONG, &attr(&found)),
+                Ok(found) => reply.attr(&ttl, &attr(&found)),
                 Err(error) => reply.error(error),
             });
             return;
@@ -712,9 +712,9 @@ impl Adapter {
         if !self.tree.crowded(call.ino) {
             return self.entry(reply, call.run(work));
         }
-        let attr = self.shaper();
+        let (attr, tree) = (self.shaper(), Arc::clone(&self.tree));
         self.on(&self.disk, reply, ReplyEntry::error, move |reply| match call.run(work) {
-            Ok(made) => reply.entry(&LONG, &attr(&made), Generation(0)),
+            Ok(made) => reply.entry(&tree.ttl(made.ino), &attr(&made), Generation(0)),
             Err(error) => reply.error(error),
         });
     }

@@ -43,6 +43,8 @@ pub(crate) enum Notice {
     Name(u64, Vec<u8>),
     /// An entry was included.
     Event(Arc<Event>),
+    /// An entry of this mount's own of which the kernel does not know, and who waits until it does.
+    Own(Arc<Event>, Sender<()>),
     /// Some were missed.
     Lagged,
     /// Stores came or went.
@@ -188,7 +190,13 @@ impl Herald<'_> {
         match notice {
             Notice::Content(ino) => self.content(ino),
             Notice::Name(parent, name) => self.name(parent, &name),
+            Notice::Event(event) if event.origin == self.tree.origin() => {}
             Notice::Event(event) => self.event(&event),
+            Notice::Own(event, told) => {
+                self.event(&event);
+                // Nobody waits any more if it took too long.
+                told.send(()).ok();
+            }
             Notice::Lagged => {
                 self.everything();
                 for directory in self.tree.table().given_directories() {
@@ -212,9 +220,6 @@ impl Herald<'_> {
     }
 
     fn event(&mut self, event: &Event) {
-        if event.origin == self.tree.origin() {
-            return;
-        }
         if self.tree.kv(&event.store).is_ok() {
             let (gone, other): (Vec<_>, Vec<_>) =
                 event.effects.changes.iter().partition(|change| change.what == What::Deleted);

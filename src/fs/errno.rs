@@ -4,7 +4,7 @@ use crate::blobs::BlobError;
 use crate::replication::database::DatabaseError;
 use crate::replication::log::SubmitError;
 use crate::stores::chat::ChatError;
-use crate::stores::kv::KvError;
+use crate::stores::kv::{KvError, TxError};
 
 /// A call that failed.
 #[derive(Debug, thiserror::Error)]
@@ -18,8 +18,11 @@ pub(crate) enum Failure {
     /// The chat store.
     #[error(transparent)]
     Chat(#[from] ChatError),
-    /// A draft's file.
-    #[error("a draft's file: {0}")]
+    /// A transaction.
+    #[error(transparent)]
+    Tx(#[from] TxError),
+    /// A file that a draft, or a transaction, keeps on this machine.
+    #[error("a file of this node: {0}")]
     Io(#[from] std::io::Error),
 }
 
@@ -62,6 +65,7 @@ impl Failure {
             Self::Refused(number, _) => *number,
             Self::Kv(error) => kv(error),
             Self::Chat(error) => chat(error),
+            Self::Tx(error) => tx(error),
             Self::Io(error) => error.raw_os_error().unwrap_or(libc::EIO),
         }
     }
@@ -82,6 +86,20 @@ fn kv(error: &KvError) -> i32 {
         KvError::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
         KvError::Submit(error) => submit(error),
         KvError::Database(error) => database(error),
+    }
+}
+
+fn tx(error: &TxError) -> i32 {
+    match error {
+        TxError::Exists(_) => libc::EEXIST,
+        TxError::Missing(_) => libc::ENOENT,
+        TxError::Name(..) => libc::EPERM,
+        TxError::Busy => libc::EBUSY,
+        TxError::Over => libc::ESTALE,
+        TxError::Moved { .. } => libc::EAGAIN,
+        TxError::Staged(_) => libc::EINVAL,
+        TxError::Kv(error) => kv(error),
+        TxError::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
     }
 }
 

@@ -57,6 +57,7 @@ impl Tree {
                 | Place::Keys(_)
                 | Place::Key(_)
                 | Place::Heads
+                | Place::Txs(_)
                 | Place::Peers
                 | Place::Chat
                 | Place::Json,
@@ -77,6 +78,8 @@ impl Tree {
                 | Place::Status(_)
                 | Place::Entries(_)
                 | Place::Changes(_)
+                | Place::Staged(_)
+                | Place::TxWhy(_)
                 | Place::Peer
                 | Place::PeerFile
                 | Place::Room
@@ -107,6 +110,7 @@ impl Tree {
                 Ok(())
             }
             Handle::Room(room) => super::chat::write(self, room, data),
+            Handle::Staged(open) => self.write_staged(by, open, offset, data, append),
             Handle::Directory(_)
             | Handle::Text(_)
             | Handle::Blob(_)
@@ -128,7 +132,12 @@ impl Tree {
 
     /// `fallocate`. `by`: the thread that asks.
     pub(crate) fn allocate_handle(&self, by: u32, handle: u64, offset: u64, length: u64, mode: i32) -> Answer<()> {
-        let Handle::File(file) = &*self.handle(handle)? else { return Err(errno::UNSUPPORTED) };
+        let handle = self.handle(handle)?;
+        let file = match &*handle {
+            Handle::File(file) => file,
+            Handle::Staged(open) => return open.allocate(offset, length, mode),
+            _ => return Err(errno::UNSUPPORTED),
+        };
         let draft = file.draft.as_ref().ok_or(errno::INVALID)?;
         self.allocate(file, draft, offset, length, mode)?;
         draft.shape().writer = by;
@@ -151,6 +160,7 @@ impl Tree {
             | Handle::Changes(_)
             | Handle::Why(_)
             | Handle::Version(_)
+            | Handle::Staged(_)
             | Handle::Replay => Ok(()),
         }
     }
@@ -160,6 +170,10 @@ impl Tree {
         match self.let_go(handle).as_deref() {
             Some(Handle::File(file)) => self.release(file),
             Some(Handle::Room(room)) => super::chat::flush(self, room),
+            Some(Handle::Staged(open)) => {
+                self.close_staged(open);
+                Ok(())
+            }
             Some(Handle::Changes(reader)) => {
                 self.changes.close(*reader);
                 Ok(())
@@ -181,6 +195,7 @@ impl Tree {
         match &*self.handle(handle)? {
             Handle::File(file) => self.sync(file),
             Handle::Room(room) => super::chat::sync(self, room),
+            Handle::Staged(open) => open.sync(),
             Handle::Directory(_)
             | Handle::Text(_)
             | Handle::Blob(_)
@@ -192,13 +207,15 @@ impl Tree {
         }
     }
 
-    /// Whether the disk of an inode's store does not keep up: an entry may then have to wait for it.
+    /// Whether what makes or changes a name there has to wait for the disk: as when that of its store does not keep up.
     pub(crate) fn crowded(&self, ino: u64) -> bool {
         let place = self.table().place(ino);
         match place {
             Some(Place::Keys(store) | Place::Key(store) | Place::HeadsPath(store)) => {
                 self.kv(&store).is_ok_and(|kv| kv.log().database().crowded())
             }
+            // What begins and ends there waits for the disk.
+            Some(Place::Txs(_)) => true,
             _ => false,
         }
     }

@@ -65,6 +65,12 @@ pub(crate) enum Place {
     Entries(StoreId),
     /// `/stores/<name>/.watch`.
     Changes(StoreId),
+    /// `/stores/<name>/.tx`.
+    Txs(StoreId),
+    /// Below it: a transaction, or what is staged in one.
+    Staged(StoreId),
+    /// `.why` in a transaction.
+    TxWhy(StoreId),
     /// `/peers`.
     Peers,
     /// `/peers/<name>`.
@@ -177,7 +183,7 @@ pub(crate) struct Seen {
     pub(crate) last: Option<Attr>,
     /// Whether something has it open.
     pub(crate) open: bool,
-    /// The names from the top of the store (`keys`, or its `/.heads`) to here, joined by `/`.
+    /// The names from the top of the store (`keys`, its `.tx`, or its `/.heads`) to here, joined by `/`.
     pub(crate) path: Vec<u8>,
 }
 
@@ -259,9 +265,9 @@ impl Inodes {
         self.nodes.get(&ino).and_then(|inode| inode.draft.clone())
     }
 
-    /// The directory above a key's inode, and the inode's own draft. `None` at the top of a store.
+    /// The directory above the inode of a key, or of what is staged, and the inode's own draft. `None` at the top of a store.
     pub(crate) fn above(&self, ino: u64) -> Option<(u64, Option<Arc<Draft>>)> {
-        let inode = self.nodes.get(&ino).filter(|inode| matches!(inode.place, Place::Key(_)))?;
+        let inode = self.nodes.get(&ino).filter(|inode| matches!(inode.place, Place::Key(_) | Place::Staged(_)))?;
         Some((inode.parent, inode.draft.clone()))
     }
 
@@ -291,7 +297,9 @@ impl Inodes {
                 | Place::Head(_)
                 | Place::Past(..)
                 | Place::HistoryPath(_)
-                | Place::Version(_) => names.push(&inode.name),
+                | Place::Version(_)
+                | Place::Staged(_)
+                | Place::TxWhy(_) => names.push(&inode.name),
                 Place::Root
                 | Place::Readme
                 | Place::Why
@@ -308,6 +316,7 @@ impl Inodes {
                 | Place::Status(_)
                 | Place::Entries(_)
                 | Place::Changes(_)
+                | Place::Txs(_)
                 | Place::Peers
                 | Place::Peer
                 | Place::PeerFile

@@ -314,6 +314,7 @@ impl Tree {
             Handle::Version(version) => version.read(self, offset, size, patience),
             Handle::Room(room) => super::chat::read(self, room, offset, size),
             Handle::Blob(file) => Ok(read_at(file, offset, size)?),
+            Handle::Staged(open) => open.read(offset, size),
             Handle::Why(reader) => Ok(reader.read(offset, size)),
             Handle::Entries(store) => super::entries::read(self, *store, offset, size),
             Handle::Directory(_) => Err(errno::IS_DIRECTORY),

@@ -8,12 +8,12 @@ use super::inodes::{Attr, Place, Seen, Type, join};
 use super::keys::{self, FileHandle};
 use super::tree::{Caching, Handle, Open, Tree};
 use super::write::directory;
-use super::{chat, heads, local};
+use super::{chat, heads};
 use crate::clock;
 use crate::ids::StoreId;
 use crate::replication::limits;
 use crate::stores::Merge;
-use crate::stores::kv::{Head, HeadId, Heads, Kv, KvError, Node, Op};
+use crate::stores::kv::{self, Head, HeadId, Heads, Kv, KvError, Node, Op};
 
 /// All heads of a key, for superseding them.
 pub(crate) fn ids(heads: Option<&Heads>) -> Vec<HeadId> {
@@ -57,6 +57,7 @@ impl Tree {
             Place::Keys(store) | Place::Key(store) if seen.kind == Type::Directory => store,
             Place::Key(_) => return Err(errno::NOT_DIRECTORY),
             place if place.is_past() => return Err(errno::PAST),
+            Place::Txs(_) => return Err(super::tx::ONLY_BEGUN),
             _ => return Err(errno::NOT_HERE),
         };
         if !seen.attached {
@@ -105,8 +106,11 @@ impl Tree {
 
     /// `open` with `O_CREAT` of a name that was not there a moment ago.
     pub(crate) fn create(&self, parent: u64, name: &[u8], mode: u32, flags: i32) -> Answer<(Attr, Open)> {
-        if self.table().place(parent) == Some(Place::Chat) {
-            return self.create_room(parent, name, flags);
+        let place = self.table().place(parent);
+        match place {
+            Some(Place::Chat) => return self.create_room(parent, name, flags),
+            Some(Place::Staged(_)) => return self.create_staged(parent, name, mode, flags),
+            _ => {}
         }
         let (directory, store, kv) = self.place_for(parent, name)?;
         self.space.check(0)?;
@@ -122,7 +126,7 @@ impl Tree {
         shape.new = true;
         shape.bare = true;
         shape.exclusive = flags & libc::O_EXCL != 0;
-        shape.local = local::stays(name);
+        shape.local = kv::stays(name);
         if shape.exclusive {
             let log = kv.log();
             let view = log.database().view().map_err(KvError::from)?;
@@ -186,6 +190,9 @@ impl Tree {
         let directory = self.table().see(parent)?;
         if let Place::HeadsOf(store) | Place::HeadsPath(store) = directory.place {
             return self.remove_head(&directory, store, name);
+        }
+        if let Place::Txs(_) | Place::Staged(_) = directory.place {
+            return self.remove_staged(parent, name, false);
         }
         let (directory, _, kv) = self.place_for(parent, name)?;
         let _names = self.changing();
@@ -295,6 +302,9 @@ impl Tree {
         }
         if matches!(directory.place, Place::HeadsOf(_) | Place::HeadsPath(_) | Place::Heads) {
             return Err(Failure::Refused(libc::EPERM, "it goes by itself when its conflicts are settled"));
+        }
+        if let Place::Txs(_) | Place::Staged(_) = directory.place {
+            return self.remove_staged(parent, name, true);
         }
         let (directory, _, kv) = self.place_for(parent, name)?;
         let known = self.table().child(parent, name);

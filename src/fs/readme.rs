@@ -12,6 +12,8 @@ What you write here is signed, kept on this machine, and copied to the others as
   stores/<name>/.at/    the store as it was: .at/2h-ago, .at/14:00, .at/2026-11-22T14:00, .at/<entry's hash>
   stores/<name>/.history/<path>/   every version of a file, the oldest first
   stores/<name>/.by/<machine>/     the files that this machine wrote last
+  stores/<name>/.tx/    several changes as one: mkdir .tx/deploy, put files into it (an empty PATH.delete deletes PATH),
+                        then mv .tx/deploy .tx/commit: all of it or nothing, on every machine; rm -r forgets it
   stores/<name>/.status how many entries, keys, conflicts, bytes; which machines are in step
   stores/<name>/.log    a line for each entry, the newest last; tail -f follows
   stores/<name>/.watch  reading waits, and gives a line of JSON for each change

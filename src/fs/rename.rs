@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::draft::{Content, Draft, Shape};
 use super::errno::{self, Answer, Failure};
+use super::heads;
 use super::inodes::{Place, Seen, Type, Whiteout, join};
 use super::keys;
 use super::names::{Target, ids};
@@ -12,11 +13,10 @@ use super::shelf::Kept;
 use super::tree::{Handle, Tree, locked};
 use super::waiting::{Due, REPLACE};
 use super::write::{Version, directory, same};
-use super::{heads, local};
 use crate::clock;
 use crate::ids::{Hash, StoreId};
 use crate::stores::Merge;
-use crate::stores::kv::{Head, HeadId, Heads, Kv, KvError, Node, Op};
+use crate::stores::kv::{self, Head, HeadId, Heads, Kv, KvError, Node, Op};
 
 /// Keys that one entry could hold at most, with the shortest paths.
 const MOST: usize = 2_048;
@@ -41,6 +41,9 @@ impl Tree {
         if flags & !(libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE) != 0 {
             return Err(errno::INVALID);
         }
+        if let Some(renamed) = self.rename_staged(from, to, flags) {
+            return renamed;
+        }
         let source = self.table().see(from.parent)?;
         match source.place {
             Place::HeadsOf(store) | Place::HeadsPath(store) => return self.settle_by_rename(&source, store, from, to),
@@ -64,7 +67,7 @@ impl Tree {
         }
         let seen = self.table().see(ino)?;
         let draft = Self::shown_draft(seen.draft.as_ref());
-        let stays = seen.kind != Type::Directory && local::stays(to.name);
+        let stays = seen.kind != Type::Directory && kv::stays(to.name);
         let version = match &draft {
             Some(draft) if !stays => Self::version(&*self.kv(&store)?, draft)?,
             _ => None,

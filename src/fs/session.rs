@@ -13,6 +13,7 @@ use super::announce::{self, Notice};
 use super::tree::Tree;
 use super::{Sources, keeper, mounts, replayer, waiting};
 use crate::clock;
+use crate::ids::StoreId;
 
 /// How long unmounting waits for calls that are being answered before it ends them.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -255,6 +256,12 @@ impl Mounted {
     #[must_use]
     pub fn alive(&self) -> bool {
         matches!(self.ended.try_recv(), Err(TryRecvError::Empty))
+    }
+
+    /// What makes versions of all that was done to a store through this mount and waits for what usually follows.
+    pub fn settler(&self) -> impl Fn(StoreId) + Send + use<> {
+        let tree = Arc::clone(&self.tree);
+        move |store| tree.settle_store(store)
     }
 
     /// Publishes what waits, takes the mount away, at once even if someone sits in it, and ends the calls that are

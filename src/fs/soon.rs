@@ -13,7 +13,7 @@ use super::write::{Wanted, directory};
 use crate::ids::{Hash, StoreId};
 use crate::replication::log::Receipt;
 use crate::stores::Merge;
-use crate::stores::kv::{HeadId, Kind, Kv, KvError, Node, Op, Value};
+use crate::stores::kv::{self, HeadId, Kind, Kv, KvError, Node, Op, Value};
 
 /// How many bytes the paths of the directories may have that become entries together with what was made in them.
 const PATHS: usize = 8 * 1024;
@@ -39,6 +39,10 @@ impl Aboves {
 impl Tree {
     /// Makes a directory.
     pub(crate) fn make_directory(&self, parent: u64, name: &[u8], mode: u32) -> Answer<Attr> {
+        let place = self.table().place(parent);
+        if let Some(Place::Txs(_) | Place::Staged(_)) = place {
+            return self.make_staged_directory(parent, name, mode);
+        }
         self.make_soon(parent, name, Shape::new(Type::Directory, mode & 0o7777))
     }
 
@@ -47,11 +51,15 @@ impl Tree {
         if to.len() > crate::replication::limits::KEY_PATH {
             return Err(errno::NAME_TOO_LONG);
         }
+        let place = self.table().place(parent);
+        if let Some(Place::Staged(_)) = place {
+            return self.make_staged_link(parent, name, to);
+        }
         let mut shape = Shape::new(Type::Symlink, 0o777);
         shape.content = Content::Memory(to.to_vec());
         shape.size = to.len() as u64;
         // A lock, as emacs makes them, stays here.
-        shape.local = super::local::stays(name);
+        shape.local = kv::stays(name);
         self.make_soon(parent, name, shape)
     }
 
@@ -214,8 +222,11 @@ impl Tree {
 
     /// `fsync` of a directory: it and the names in it survive a crash.
     pub(crate) fn sync_directory(&self, ino: u64) -> Answer<()> {
-        let place = self.table().place(ino);
-        let Some(Place::Keys(store) | Place::Key(store)) = place else { return Ok(()) };
+        let seen = self.table().see(ino)?;
+        if let Place::Staged(store) = seen.place {
+            return self.sync_staged_directory(&seen, store);
+        }
+        let (Place::Keys(store) | Place::Key(store)) = seen.place else { return Ok(()) };
         let waiting = {
             let table = self.table();
             let inside = table.locals(ino).into_iter().map(|(_, child)| child);

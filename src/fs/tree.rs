@@ -58,6 +58,7 @@ pub(crate) enum Handle {
     /// A version of a key.
     Version(past::VersionHandle),
     Room(chat::RoomHandle),
+    Staged(super::tx::StagedHandle),
     /// What is replayed for watchers.
     Replay,
 }
@@ -199,6 +200,11 @@ impl Tree {
         locked(&self.handles).values().filter(|handle| matches!(***handle, Handle::File(_))).cloned().collect()
     }
 
+    /// All that is open.
+    pub(crate) fn all_handles(&self) -> Vec<Arc<Handle>> {
+        locked(&self.handles).values().cloned().collect()
+    }
+
     pub(crate) fn let_go(&self, number: u64) -> Option<Arc<Handle>> {
         locked(&self.handles).remove(&number)
     }
@@ -256,6 +262,7 @@ impl Tree {
                 b".status" => Some((Place::Status(id), Type::File, NONE)),
                 b".log" => Some((Place::Entries(id), Type::File, NONE)),
                 b".watch" => Some((Place::Changes(id), Type::File, NONE)),
+                b".tx" => fixed(Place::Txs(id), Type::Directory),
                 _ => None,
             },
             Place::Heads => store(name).and_then(|(_, id)| fixed(Place::HeadsOf(id), Type::Directory)),
@@ -270,6 +277,9 @@ impl Tree {
             }
             Place::History(id) | Place::HistoryPath(id) => {
                 history::look(self, directory, id, name)?.map(|(place, kind)| (place, kind, NONE))
+            }
+            Place::Txs(id) | Place::Staged(id) => {
+                self.staged_look(directory, id, name)?.map(|(place, kind)| (place, kind, NONE))
             }
             Place::Peers => members::is(self, name).then_some((Place::Peer, Type::Directory, NONE)),
             Place::Peer => {
@@ -291,6 +301,7 @@ impl Tree {
             | Place::Status(_)
             | Place::Entries(_)
             | Place::Changes(_)
+            | Place::TxWhy(_)
             | Place::PeerFile
             | Place::Room
             | Place::JsonRoom
@@ -316,6 +327,8 @@ impl Tree {
             Place::HeadsOf(id) | Place::HeadsPath(id) => heads::list(self, directory, id)?,
             Place::Authors(id) => past::names(self, id)?,
             Place::Moments(_) => Vec::new(),
+            Place::Txs(id) => self.txs(id),
+            Place::Staged(id) => self.staged_children(directory, id)?,
             Place::Peers => members::names(self).iter().map(|name| dir(name, Place::Peer)).collect(),
             Place::Peer => {
                 let file = |file: &str| (file.as_bytes().to_vec(), Place::PeerFile, Type::File);
@@ -343,6 +356,7 @@ impl Tree {
             | Place::Status(_)
             | Place::Entries(_)
             | Place::Changes(_)
+            | Place::TxWhy(_)
             | Place::PeerFile
             | Place::Room
             | Place::JsonRoom
@@ -380,6 +394,9 @@ impl Tree {
                 Attr { mtime: changed.unwrap_or(self.since), ..attr(Type::File, 0o444, size) }
             }
             Place::Head(id) => heads::attr(self, &seen, id)?,
+            Place::Txs(_) => directory(0o755),
+            Place::Staged(id) => self.staged_attr(&seen, id)?,
+            Place::TxWhy(id) => attr(Type::File, 0o444, self.tx_why(&seen, id)?.len()),
             Place::Key(id) => self.key_attr(&seen, id)?,
         })
     }
@@ -395,6 +412,7 @@ impl Tree {
         match seen.place {
             Place::Link(id) => self.link(&id),
             Place::Key(id) => self.key_target(&seen, id),
+            Place::Staged(id) => self.staged_target(&seen, id),
             Place::Head(id) => past::target(self, id, &heads::version(self, &seen, id)?),
             Place::Past(id, glass) => past::target(self, id, &past::version(self, &seen, id, glass)?),
             Place::Version(id) => past::target(self, id, &history::version(self, &seen, id)?),
@@ -415,6 +433,8 @@ impl Tree {
             | Place::Status(_)
             | Place::Entries(_)
             | Place::Changes(_)
+            | Place::Txs(_)
+            | Place::TxWhy(_)
             | Place::Peers
             | Place::Peer
             | Place::PeerFile
@@ -446,6 +466,7 @@ impl Tree {
                 let handle = chat::open(self, &seen, flags, Form::Text)?;
                 Ok(Open { handle: self.hold(Handle::Room(handle)), caching: Caching::Direct })
             }
+            Place::Staged(id) => self.open_staged(&seen, id, flags),
             place if writes && place.is_past() => Err(errno::PAST),
             _ if writes => Err(errno::GENERATED),
             Place::JsonRoom => {
@@ -459,6 +480,7 @@ impl Tree {
             Place::Readme => text(readme::text(self)),
             Place::PeerFile => text(members::text(self, &seen)?),
             Place::Status(id) => text(status::text(self, id)?),
+            Place::TxWhy(id) => text(self.tx_why(&seen, id)?),
             Place::Why => Ok(Open { handle: self.hold(Handle::Why(self.why.open())), caching: Caching::Direct }),
             Place::Entries(id) => {
                 self.kv(&id)?;
@@ -484,6 +506,7 @@ impl Tree {
             | Place::Then(..)
             | Place::History(_)
             | Place::HistoryPath(_)
+            | Place::Txs(_)
             | Place::Peers
             | Place::Peer
             | Place::Chat

@@ -105,9 +105,13 @@ pub(crate) struct Reader {
 impl Why {
     /// Notes that `call` on `path` failed with this number for this reason, unless that is ordinary.
     pub(crate) fn note(&self, call: &str, path: &[u8], number: i32, reason: &dyn std::fmt::Display) {
-        if is_ordinary(number) {
-            return;
+        if !is_ordinary(number) {
+            self.note_also(call, path, number, reason);
         }
+    }
+
+    /// The same, ordinary or not.
+    pub(crate) fn note_also(&self, call: &str, path: &[u8], number: i32, reason: &dyn std::fmt::Display) {
         let mut what = format!("{call} ");
         for character in String::from_utf8_lossy(path).chars() {
             if is_deceptive(character) {

@@ -349,6 +349,9 @@ impl Tree {
     /// Sets what `chmod`, `utimens` and `truncate` set.
     pub(crate) fn set(&self, ino: u64, mut wanted: Wanted, file: Option<&FileHandle>) -> Answer<Attr> {
         let seen = self.table().see(ino)?;
+        if let super::inodes::Place::Staged(store) = seen.place {
+            return self.set_staged(&seen, store, wanted);
+        }
         let super::inodes::Place::Key(store) = seen.place else { return self.set_fixed(ino, &seen, wanted) };
         if let Some(size) = wanted.size {
             self.truncate(ino, store, size, file)?;

@@ -9,7 +9,7 @@ use ed25519_dalek::SigningKey;
 use tokio::sync::{broadcast, watch};
 
 use super::chat::{self, Chat};
-use super::kv::{self, Kv};
+use super::kv::{self, Kv, Txs};
 use super::root::{Declared, Root, nobody};
 use crate::blobs::Payloads;
 use crate::clock::Clock;
@@ -121,6 +121,7 @@ pub struct Registry {
     open: ArcSwap<BTreeMap<StoreId, Open>>,
     opening: Mutex<Opening>,
     changed: watch::Sender<u64>,
+    txs: Txs,
 }
 
 impl std::fmt::Debug for Registry {
@@ -137,7 +138,7 @@ fn check_genesis(mesh: MeshId, genesis: &Entry) -> Result<(), RegistryError> {
 
 impl Registry {
     /// Opens the root store in `dir` (made if missing) and every store that it declares, each in its own file under
-    /// `dir/stores/`. A store whose file is damaged is listed so; it does not stop the others.
+    /// `dir/stores/`; open transactions are in `dir/tx/`. A store whose file is damaged is listed so; it does not stop the others.
     ///
     /// # Errors
     /// If the root store can't be opened, or `genesis` does not found the mesh.
@@ -152,7 +153,7 @@ impl Registry {
         if let Some(genesis) = genesis {
             check_genesis(mesh, genesis)?;
         }
-        let dir = dir.join("stores");
+        let (txs, dir) = (Txs::open(dir.join("tx")), dir.join("stores"));
         std::fs::create_dir_all(&dir).map_err(|source| RegistryError::Io { path: dir.clone(), source })?;
         let events = events();
         let membership = nobody();
@@ -178,6 +179,7 @@ impl Registry {
             open: ArcSwap::default(),
             opening: Mutex::default(),
             changed: watch::Sender::new(0),
+            txs,
         });
         let lost = if genesis.is_none() { registry.lost() } else { Vec::new() };
         registry.refresh();
@@ -216,7 +218,14 @@ impl Registry {
                 if remove {
                     std::fs::remove_file(&path).map_err(|source| RegistryError::Io { path: path.clone(), source })?;
                 }
-                found.push((path, deleted.name));
+                found.push((path, deleted.name.clone()));
+            }
+            let staged = self.txs.of_store(&deleted.id);
+            if staged.exists() {
+                if remove {
+                    self.txs.purge(&deleted.id).map_err(|source| RegistryError::Io { path: staged.clone(), source })?;
+                }
+                found.push((staged, deleted.name));
             }
         }
         Ok(found)
@@ -317,6 +326,12 @@ impl Registry {
         &self.payloads
     }
 
+    /// The open transactions of the stores of keys.
+    #[must_use]
+    pub const fn txs(&self) -> &Txs {
+        &self.txs
+    }
+
     /// The root store.
     #[must_use]
     pub const fn root(&self) -> &Arc<Root> {
@@ -391,7 +406,11 @@ impl Registry {
         }
         Ok(match declared.kind.as_str() {
             "chat" => Handle::Chat(Arc::new(Chat::new(log))),
-            _ => Handle::Kv(Arc::new(Kv::new(log, Arc::clone(&self.payloads)))),
+            _ => {
+                let kv = Kv::new(log, Arc::clone(&self.payloads));
+                self.txs.recover(&kv);
+                Handle::Kv(Arc::new(kv))
+            }
         })
     }
 
@@ -546,6 +565,26 @@ mod tests {
         registry.refresh();
         assert!(registry.kv("work").is_none());
         assert_eq!(registry.logs().len(), 3);
+    }
+
+    #[test]
+    fn what_is_staged_for_a_deleted_store_is_left_until_it_is_purged() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, registry) = founded(dir.path());
+        let create = root::Op::CreateStore { name: "work".into(), kind: "kv".into() };
+        registry.root().submit(&[create], Origin::Local).unwrap();
+        registry.refresh();
+        let work = registry.kv("work").unwrap();
+        registry.txs().begin(&work, b"t").unwrap();
+        let id = work.log().store();
+        registry.root().submit(&[root::Op::DeleteStore { id }], Origin::Local).unwrap();
+        registry.refresh();
+        let staged = registry.txs().of_store(&id);
+        let found = registry.leftovers(false).unwrap();
+        assert!(found.contains(&(staged.clone(), "work".into())), "{found:?}");
+        registry.leftovers(true).unwrap();
+        assert!(!staged.exists());
+        assert!(registry.leftovers(false).unwrap().is_empty());
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod files;
 mod json;
 mod mounting;
 mod tokens;
+mod tx;
 mod user;
 
 use std::path::{Path, PathBuf};

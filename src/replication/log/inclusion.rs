@@ -8,7 +8,7 @@ use super::verdict::{Rejected, Verdict};
 use super::{CHAINS, ENTRIES, FORKS, HASHES, Log, NOOPS, ORDER, Origin, TIPS, WANTED};
 use crate::clock::Hlc;
 use crate::ids::Hash;
-use crate::replication::database::{DatabaseError, Read, Result, Txn};
+use crate::replication::database::{DatabaseError, Read, Result, Txn, View};
 use crate::replication::entry::{Entry, Header, Malformed};
 use crate::replication::limits;
 use crate::replication::machine::Effects;
@@ -59,12 +59,36 @@ impl Log {
     /// # Errors
     /// If this node may not write here, the payload is too large, or the store takes no writes.
     pub fn submit(&self, payload: &[u8], origin: Origin) -> std::result::Result<Receipt, SubmitError> {
+        self.ready_to_submit()?;
+        self.with_head(|head| self.submit_locked(head, payload, origin))
+    }
+
+    /// The same, if `holds` of what is here; `None` if it does not. Nothing comes in between its look and the entry, so it must be
+    /// quick and wait for nothing.
+    ///
+    /// # Errors
+    /// As [`Log::submit`], or if `holds` can't read the store.
+    pub fn submit_if(
+        &self,
+        payload: &[u8],
+        origin: Origin,
+        holds: impl FnOnce(&View<'_>) -> Result<bool>,
+    ) -> std::result::Result<Option<Receipt>, SubmitError> {
+        self.ready_to_submit()?;
+        self.with_head(|head| {
+            let view = self.database.view()?;
+            let so = holds(&view)?;
+            drop(view);
+            if so { self.submit_locked(head, payload, origin).map(Some) } else { Ok(None) }
+        })
+    }
+
+    fn ready_to_submit(&self) -> std::result::Result<(), SubmitError> {
         if !self.may_submit() {
             return Err(SubmitError::NotAllowed);
         }
         self.check_own()?;
-        self.database.ready()?;
-        self.with_head(|head| self.submit_locked(head, payload, origin))
+        Ok(self.database.ready()?)
     }
 
     fn submit_locked(

@@ -65,7 +65,21 @@ const fn is_written(seq: u64) -> bool {
     seq % EVERY == EVERY - 1
 }
 
+impl FromIterator<(NodeId, u64)> for Past {
+    fn from_iter<I: IntoIterator<Item = (NodeId, u64)>>(places: I) -> Self {
+        Self(places.into_iter().collect())
+    }
+}
+
 impl Log {
+    /// All that is here: the causal past of an entry that is signed now, but for itself.
+    ///
+    /// # Errors
+    /// If the file can't be read.
+    pub fn present(&self, view: &View<'_>) -> Result<Past> {
+        Ok(self.tips_in(view)?.into_iter().map(|(author, tip)| (author, tip.seq)).collect())
+    }
+
     /// The causal past of an entry, itself included; `None` if it is not here.
     ///
     /// # Errors

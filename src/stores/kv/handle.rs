@@ -340,22 +340,46 @@ impl Kv {
     /// store takes no writes.
     pub fn submit(&self, ops: Vec<Op>, origin: Origin) -> Result<Receipt> {
         let blobs: Vec<Hash> = ops.iter().filter_map(blob).collect();
+        let receipt = self.log.submit(&self.encoded(ops)?, origin).map_err(refused)?;
+        self.arrived(&blobs)?;
+        Ok(receipt)
+    }
+
+    /// The same for an encoded payload that names `blobs`, if `holds` of the store as it is right before the entry; `None` if it
+    /// does not.
+    pub(super) fn submit_if(
+        &self,
+        payload: &[u8],
+        blobs: &[Hash],
+        origin: Origin,
+        holds: impl FnOnce(&View<'_>) -> std::result::Result<bool, DatabaseError>,
+    ) -> Result<Option<Receipt>> {
+        let receipt = self.log.submit_if(payload, origin, holds).map_err(refused)?;
+        if receipt.is_some() {
+            self.arrived(blobs)?;
+        }
+        Ok(receipt)
+    }
+
+    /// The payload of the entry that makes these operations, if they are well formed and fit one.
+    pub(super) fn encoded(&self, ops: Vec<Op>) -> Result<Vec<u8>> {
         let payload = self.payload(ops)?;
         let bytes = payload.encode_to_vec();
         if bytes.len() > limits::PAYLOAD {
             return Err(KvError::TooLarge { size: bytes.len(), limit: limits::PAYLOAD });
         }
         wire::parse(payload, self.log.me(), 0, Hlc(u64::MAX)).map_err(KvError::Invalid)?;
-        let receipt = self.log.submit(&bytes, origin).map_err(|error| match error {
-            SubmitError::Database(error) => KvError::Database(error),
-            SubmitError::NotAllowed | SubmitError::Regaining | SubmitError::Malformed(_) => KvError::Submit(error),
-        })?;
+        Ok(bytes)
+    }
+
+    /// Notes of blobs that were named which are here.
+    fn arrived(&self, blobs: &[Hash]) -> Result<()> {
         for hash in blobs {
-            if self.payloads.open(&hash).map_err(KvError::Blob)?.is_some() {
-                self.log.arrived(&hash)?;
+            if self.payloads.open(hash).map_err(KvError::Blob)?.is_some() {
+                self.log.arrived(hash)?;
             }
         }
-        Ok(receipt)
+        Ok(())
     }
 
     /// Waits until what was submitted is durable.
@@ -395,7 +419,15 @@ impl Kv {
     }
 }
 
-fn blob(op: &Op) -> Option<Hash> {
+fn refused(error: SubmitError) -> KvError {
+    match error {
+        SubmitError::Database(error) => KvError::Database(error),
+        SubmitError::NotAllowed | SubmitError::Regaining | SubmitError::Malformed(_) => KvError::Submit(error),
+    }
+}
+
+/// The blob that an operation names.
+pub(super) fn blob(op: &Op) -> Option<Hash> {
     match op {
         Op::Put { value: Value::Blob { hash, .. } | Value::Same(Content::Blob { hash, .. }), .. }
         | Op::SetAttr { value: Value::Blob { hash, .. } | Value::Same(Content::Blob { hash, .. }), .. } => Some(*hash),

@@ -19,6 +19,7 @@
 mod convergence;
 mod describe;
 mod handle;
+mod local;
 mod machine;
 mod model;
 #[cfg(test)]
@@ -29,12 +30,15 @@ mod restore;
 mod rows;
 #[cfg(test)]
 mod tests;
+mod tx;
 mod wire;
 
 pub use describe::describe;
 pub use handle::{Kv, KvError, Opened, PATIENCE};
+pub use local::stays;
 pub use machine::Machine;
 pub use model::{Content, Head, HeadId, Heads, Kind, Node, Op, Value, Version};
 pub use past::{Lens, Moment};
 pub use path::{BadPath, check as check_path};
 pub use restore::{Restored, Undone};
+pub use tx::{COMMIT, Committed, Look, Put, Steady, Tx, TxError, Txs};

@@ -42,6 +42,12 @@ impl Moment {
         Self { until: Hlc(u64::MAX), past: None }
     }
 
+    /// What a set of entries made of the store.
+    #[must_use]
+    pub const fn of(past: Arc<Past>) -> Self {
+        Self { until: Hlc(u64::MAX), past: Some(past) }
+    }
+
     fn has(&self, head: &Head) -> bool {
         head.hlc <= self.until && self.past.as_ref().is_none_or(|past| past.has(&head.author, head.seq))
     }

@@ -1,7 +1,8 @@
 //! Names of files that only their maker needs: they stay on this machine, never signed, never sent.
 
 /// Whether a file of this name stays here.
-pub(crate) fn stays(name: &[u8]) -> bool {
+#[must_use]
+pub fn stays(name: &[u8]) -> bool {
     let starts = |prefix: &[u8]| name.starts_with(prefix);
     let ends = |suffix: &[u8]| name.len() > suffix.len() && name.ends_with(suffix);
     let exact: [&[u8]; 3] = [b".DS_Store", b"4913", b".directory.lock"];
