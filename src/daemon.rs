@@ -387,7 +387,8 @@ impl Host for Daemon {
 
     fn in_mesh(&self) -> Option<InMesh> {
         let mesh = self.mesh.load_full()?;
-        Some(InMesh { id: mesh.id(), name: mesh.name(), role: mesh.role().unwrap_or(Role::Reader) })
+        let (role, ended) = (mesh.role().unwrap_or(Role::Reader), mesh.ended());
+        Some(InMesh { id: mesh.id(), name: mesh.name(), role, ended })
     }
 
     fn registry(&self) -> Option<Arc<Registry>> {
@@ -470,15 +471,16 @@ impl Host for Daemon {
 
     async fn rekey(&self, rejoin: bool) -> Result<Rekeyed, Failure> {
         let _one = self.changing.lock().await;
-        let mesh = self.mesh()?;
+        // Without a mesh nobody can be told of a new key; to join under one needs none.
+        let mesh = if rejoin { self.mesh.load_full() } else { Some(self.mesh()?) };
         let key = self.directory.successor().map_err(Failure::failed)?;
         let node = NodeId(key.verifying_key().to_bytes());
-        let rejoin = rejoin || !mesh.can_hand_over(&node);
-        if !rejoin {
+        let rejoin = rejoin || !mesh.as_ref().is_some_and(|mesh| mesh.can_hand_over(&node));
+        if let Some(mesh) = mesh.as_ref().filter(|_| !rejoin) {
             mesh.hand_over(&key).await.map_err(failure)?;
         }
         let kept = self.directory.succeed().map_err(Failure::failed)?;
-        if rejoin {
+        if let Some(mesh) = mesh.filter(|_| rejoin) {
             self.registry.store(None);
             self.mesh.store(None);
             mesh.forget().await.map_err(failure)?;

@@ -349,7 +349,8 @@ impl Status {
         let Some(mesh) = status.mesh else {
             return Err(in_none(context).into());
         };
-        context.output.either(&json::mesh(&mesh), described(&mesh))
+        let warning = mesh.ended.as_ref().map(|ended| format!("\n{}", context.output.warning(ended)));
+        context.output.either(&json::mesh(&mesh), described(&mesh) + &warning.unwrap_or_default())
     }
 }
 
