@@ -19,13 +19,13 @@ use super::wire::{
     stores_server::Stores,
 };
 use crate::clock::Hlc;
-use crate::ids::Hash;
-use crate::replication::database::Flow;
+use crate::ids::{Hash, StoreId};
+use crate::replication::database::{DatabaseError, Flow};
 use crate::replication::entry::Entry;
 use crate::replication::log::{Log, Verified};
 use crate::replication::replica::Snapshot;
 use crate::stores::registry::StoreInfo;
-use crate::stores::{Kv as Keys, Registry, describe};
+use crate::stores::{Kv as Keys, Registry, RegistryError, describe};
 
 /// The mesh's own store, as `lattice log` names it.
 pub(super) const ROOT: &str = "root";
@@ -115,6 +115,17 @@ fn verified(registry: &Registry, info: StoreInfo) -> Result<wire::Verified, Fail
     };
     let Verified { entries, excluded, faults } = found;
     Ok(wire::Verified { name: info.name, entries, excluded, faults })
+}
+
+/// Whether nothing is wrong with a store that would take a new file: it is open, takes writes, and all in it is as it should be.
+fn is_sound(registry: &Registry, id: &StoreId) -> Result<bool, Failure> {
+    let takes_writes = registry.log(id).is_some_and(|log| log.database().trouble().is_none());
+    match registry.verify(id) {
+        Ok(found) => Ok(takes_writes && found.is_some_and(|found| found.faults.is_empty())),
+        Err(RegistryError::Database(DatabaseError::Corrupt { .. })) => Ok(false),
+        Err(error) => Err(Failure::failed(format!("whether the store is damaged can't be told: {error}"))
+            .hint("`lattice store repair NAME --force` makes its file anew without looking")),
+    }
 }
 
 pub(super) fn one(registry: &Registry, name: &str) -> Result<Arc<Log>, Failure> {
@@ -291,7 +302,7 @@ impl Stores for Service {
     }
 
     async fn repair(&self, request: Request<RepairRequest>) -> Result<Response<RepairReply>, Status> {
-        let name = request.into_inner().store;
+        let RepairRequest { store: name, force } = request.into_inner();
         let registry = registry(self.host.as_ref())?;
         if name == ROOT {
             let why = "the root store's file can't be replaced while the node runs";
@@ -300,11 +311,18 @@ impl Stores for Service {
         }
         let found = registry.stores().into_iter().find(|store| store.name == name);
         let id = found.ok_or_else(|| not_open(&registry, &name, "any"))?.id;
+        if !force {
+            let checked = registry.clone();
+            if blocking(move || is_sound(&checked, &id)).await? {
+                return Ok(Response::new(RepairReply { sound: true, ..RepairReply::default() }));
+            }
+        }
         let host = Arc::clone(&self.host);
         // A caller that goes away does not leave it half done.
         let repairing = tokio::spawn(async move { host.repair_store(id).await });
         let repaired = repairing.await.map_err(Failure::failed)??.ok_or_else(|| not_open(&registry, &name, "any"))?;
-        Ok(Response::new(RepairReply { kept: repaired.kept, aside: repaired.aside.display().to_string() }))
+        let aside = repaired.aside.display().to_string();
+        Ok(Response::new(RepairReply { kept: repaired.kept, aside, sound: false }))
     }
 
     async fn list(&self, _: Request<StoresRequest>) -> Result<Response<StoresReply>, Status> {

@@ -125,9 +125,11 @@ pub(super) struct Verify {
 const REPAIR: &str = "\
 Examples:
   lattice store repair home
+  lattice store repair home --force    also if nothing is wrong with it
 
-Puts a new file in the place of a damaged one: with what is sound in it, and what the other members have. Nothing is written to
-the store before a member has told that it has no more of what this node wrote. The damaged file is kept, renamed.";
+Looks first, as `lattice store verify` does, and leaves a sound store alone. In the place of a damaged file it puts a new one: with what is
+sound in it, and what the other members have. The store can only be read until a member has told that it has no more of what this node
+wrote: for that one must be online. The damaged file is kept, renamed.";
 
 /// Make a store's damaged file anew, from what is sound in it and from the other members
 #[derive(Debug, Args)]
@@ -135,6 +137,9 @@ the store before a member has told that it has no more of what this node wrote. 
 pub(super) struct Repair {
     /// The store
     store: String,
+    /// Make its file anew even if nothing is wrong with it, without looking
+    #[arg(long)]
+    force: bool,
 }
 
 impl Verify {
@@ -166,11 +171,15 @@ impl Verify {
 
 impl Repair {
     async fn run(self, context: &Context) -> Ended {
-        let request = RepairRequest { store: self.store.clone() };
+        let request = RepairRequest { store: self.store.clone(), force: self.force };
         let reply = context.client().await?.stores().repair(request).await?.into_inner();
         let name = escaped(self.store.as_bytes());
+        if reply.sound {
+            let said = format!("the store '{name}' is sound: nothing was done, --force makes its file anew all the same");
+            return context.output.either(&json!({"store": self.store, "sound": true, "kept": null, "aside": null}), said);
+        }
         context.output.either(
-            &json!({"store": self.store, "kept": reply.kept, "aside": reply.aside}),
+            &json!({"store": self.store, "sound": false, "kept": reply.kept, "aside": reply.aside}),
             format!("made the file of '{name}' anew with {} sound entries; the old one is {}", reply.kept, reply.aside),
         )?;
         context.output.note(format!("what is missing comes from the other members: `{}`", context.typed("store list")));
