@@ -742,7 +742,11 @@ fn a_reader_only_reads_only_admins_decide_and_a_removal_says_what_still_counts()
     assert!(said.contains("writer) is removed") && said.contains("counts everywhere"), "{said}");
     assert!(said.contains("no terminal") && said.contains("--yes"), "{said}");
     assert_eq!(json(&first, &["mesh", "status"])["members"], 2);
+    let nobody = refused(&first, &["mesh", "revoke", "nobody"], NOT_FOUND);
+    assert!(nobody.contains("there is no member 'nobody'") && !nobody.contains("is removed"), "{nobody}");
     first.lattice(&["mesh", "revoke", &id, "--yes"]);
+    let again = refused(&first, &["mesh", "revoke", &id], REFUSED);
+    assert!(again.contains("a member no more") && !again.contains("--yes"), "{again}");
     assert_eq!(json(&first, &["mesh", "status"])["members"], 1);
     eventually("its link is closed", || json(&first, &["mesh", "status"])["online"] == 0);
     assert!(first.key("key").exists(), "what it wrote stays");

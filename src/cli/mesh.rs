@@ -292,18 +292,33 @@ impl Leave {
     }
 }
 
+/// The present member of this name, or whose id begins so: nobody is asked whether to remove one that is not there.
+fn member<'a>(peers: &'a [Peer], text: &str) -> Result<&'a Peer, Failure> {
+    let begins = |peer: &&Peer| text.len() >= 4 && hex(&peer.id).starts_with(text);
+    let mut found = peers.iter().filter(begins);
+    let shown = escaped(text.as_bytes());
+    let peer = match (peers.iter().find(|peer| peer.name == text), found.next(), found.next()) {
+        (Some(peer), ..) | (None, Some(peer), None) => peer,
+        (None, Some(_), Some(_)) => {
+            return Err(Failure::refused(format!("several members' ids begin with '{shown}'")).hint("give more of the id"));
+        }
+        (None, None, _) => {
+            return Err(Failure::not_found(format!("there is no member '{shown}'")).hint("`lattice peers` lists them"));
+        }
+    };
+    if peer.left {
+        let gone = format!("'{}' is a member no more", escaped(peer.name.as_bytes()));
+        return Err(Failure::refused(gone).hint("`lattice peers` lists who is"));
+    }
+    Ok(peer)
+}
+
 /// What a removal means, for whoever is asked.
 async fn ending(client: &Client, node: &str) -> Result<String, Failure> {
     let peers = client.mesh().peers(PeersRequest {}).await?.into_inner().peers;
-    let known = |peer: &&Peer| peer.name == node || hex(&peer.id).starts_with(&node.to_lowercase());
-    let peer = peers.iter().find(|peer| peer.name == node).or_else(|| peers.iter().find(known));
-    let (who, unseen) = match peer {
-        Some(peer) => {
-            let who = format!("{} ({}, {})", escaped(peer.name.as_bytes()), short(&peer.id), peer.role);
-            (who, if peer.online { "" } else { " It is not online: what it wrote and no other has yet is not kept." })
-        }
-        None => (escaped(node.as_bytes()), ""),
-    };
+    let peer = member(&peers, node)?;
+    let who = format!("{} ({}, {})", escaped(peer.name.as_bytes()), short(&peer.id), peer.role);
+    let unseen = if peer.online { "" } else { " It is not online: what it wrote and no other has yet is not kept." };
     Ok(format!(
         "{who} is removed from the mesh. What this node has of its entries stays and counts everywhere; what it writes from now on, \
          or wrote and this node has not, counts nowhere. Its connections are closed, and it gets nothing new; what it has, it can \
