@@ -348,6 +348,7 @@ fn failure(error: MeshError) -> Failure {
         MeshError::Join(JoinError::Refused(_))
         | MeshError::NotAllowed { .. }
         | MeshError::StoreExists(_)
+        | MeshError::Reserved
         | MeshError::ChatExists(_)
         | MeshError::Kind(_)
         | MeshError::Genesis(_)

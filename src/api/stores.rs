@@ -25,10 +25,9 @@ use crate::replication::entry::Entry;
 use crate::replication::log::{Log, Verified};
 use crate::replication::replica::Snapshot;
 use crate::stores::registry::StoreInfo;
+use crate::stores::root::names::ROOT;
 use crate::stores::{Kv as Keys, Registry, RegistryError, describe};
 
-/// The mesh's own store, as `lattice log` names it.
-pub(super) const ROOT: &str = "root";
 /// Entries read from a log at once.
 const PAGE: usize = 1_000;
 /// Answers of a stream that wait for a slow reader.
@@ -139,8 +138,10 @@ pub(super) fn one(registry: &Registry, name: &str) -> Result<Arc<Log>, Failure> 
     registry.log(&id).ok_or_else(|| not_open(registry, name, "any"))
 }
 
-pub(super) fn told(log: &Log, entry: &Entry, noop: Option<String>) -> LogEntry {
+pub(super) fn told(registry: &Registry, log: &Log, entry: &Entry, noop: Option<String>) -> LogEntry {
     let header = entry.header();
+    let root = registry.root();
+    let does = if log.store() == root.log().store() { root.describe(entry) } else { describe(log.kind(), entry) };
     LogEntry {
         hash: entry.hash().0.to_vec(),
         author: header.author.0.to_vec(),
@@ -149,7 +150,7 @@ pub(super) fn told(log: &Log, entry: &Entry, noop: Option<String>) -> LogEntry {
         hlc: header.hlc.0,
         parents: header.parents().map(|parent| parent.0.to_vec()).collect(),
         size: header.payload_len,
-        does: describe(log.kind(), entry),
+        does,
         noop,
     }
 }
@@ -160,7 +161,12 @@ type Sender = mpsc::Sender<Result<LogEntry, Status>>;
 struct Gone;
 
 /// Sends the entries that are there, the last `last` of them if not 0, and gives their hashes.
-fn present(log: &Log, last: u64, answers: &Sender) -> Result<Result<HashSet<Hash>, Gone>, Failure> {
+fn present(
+    registry: &Registry,
+    log: &Log,
+    last: u64,
+    answers: &Sender,
+) -> Result<Result<HashSet<Hash>, Gone>, Failure> {
     let mut sent = HashSet::new();
     let mut from = (Hlc(0), Hash([0; 32]));
     if last > 0 {
@@ -184,7 +190,7 @@ fn present(log: &Log, last: u64, answers: &Sender) -> Result<Result<HashSet<Hash
         for (_, hash) in &page {
             if let Some(entry) = log.get(&view, hash)?.filter(|_| sent.insert(*hash)) {
                 let noop = log.noop(&view, hash)?;
-                entries.push(told(log, &entry, noop));
+                entries.push(told(registry, log, &entry, noop));
             }
         }
         drop(view);
@@ -201,14 +207,20 @@ fn present(log: &Log, last: u64, answers: &Sender) -> Result<Result<HashSet<Hash
 }
 
 /// The same of those that wrote to a path or below it.
-fn present_at(keys: &Keys, path: &[u8], last: u64, answers: &Sender) -> Result<Result<HashSet<Hash>, Gone>, Failure> {
+fn present_at(
+    registry: &Registry,
+    keys: &Keys,
+    path: &[u8],
+    last: u64,
+    answers: &Sender,
+) -> Result<Result<HashSet<Hash>, Gone>, Failure> {
     let found = keys.entries_at(path)?;
     let before = found.len().saturating_sub(usize::try_from(last).unwrap_or(usize::MAX));
     let skipped = if last == 0 { 0 } else { before };
     for (_, hash) in found.iter().skip(skipped) {
         let view = keys.log().database().view()?;
         let Some(entry) = keys.log().get(&view, hash)? else { continue };
-        let entry = told(keys.log(), &entry, None);
+        let entry = told(registry, keys.log(), &entry, None);
         drop(view);
         if answers.blocking_send(Ok(entry)).is_err() {
             return Ok(Err(Gone));
@@ -222,6 +234,7 @@ fn is_within(path: &[u8], top: &[u8]) -> bool {
 }
 
 async fn follow(
+    registry: Arc<Registry>,
     log: Arc<Log>,
     keys: Option<Arc<Keys>>,
     request: LogRequest,
@@ -229,10 +242,10 @@ async fn follow(
     stop: CancellationToken,
 ) -> Result<(), Failure> {
     let mut events = log.subscribe();
-    let (scanned, told_to, path) = (log.clone(), answers.clone(), request.path.clone());
+    let (names, scanned, told_to, path) = (registry.clone(), log.clone(), answers.clone(), request.path.clone());
     let sent = blocking(move || match keys {
-        Some(keys) => present_at(&keys, &path, request.last, &told_to),
-        None => present(&scanned, request.last, &told_to),
+        Some(keys) => present_at(&names, &keys, &path, request.last, &told_to),
+        None => present(&names, &scanned, request.last, &told_to),
     });
     let Ok(sent) = sent.await? else { return Ok(()) };
     if !request.follow {
@@ -250,7 +263,7 @@ async fn follow(
                 if !request.path.is_empty() && !writes().iter().any(|(path, _)| is_within(path, &request.path)) {
                     continue;
                 }
-                let entry = told(&log, &event.entry, event.effects.noop.clone());
+                let entry = told(&registry, &log, &event.entry, event.effects.noop.clone());
                 if answers.send(Ok(entry)).await.is_err() {
                     return Ok(());
                 }
@@ -345,7 +358,7 @@ impl Stores for Service {
         let (answers, stream) = mpsc::channel(WAITING);
         let stop = self.stop.clone();
         tokio::spawn(async move {
-            if let Err(failure) = follow(log, keys, request, &answers, stop).await {
+            if let Err(failure) = follow(registry, log, keys, request, &answers, stop).await {
                 // To a reader that is gone nothing can be told.
                 answers.send(Err(failure.into())).await.ok();
             }
