@@ -125,7 +125,7 @@ fn a_damaged_store_is_named_with_what_to_do_and_the_rest_of_the_mesh_works() {
         let warning = warnings.first().unwrap_or_else(|| panic!("{what}: nobody is warned"));
         assert!(warning.starts_with("the store 'home' can't be used: "), "{what}: {warning}");
         assert!(
-            warning.contains(file.to_str().unwrap()) && warning.contains("move that file away"),
+            warning.contains(file.to_str().unwrap()) && warning.contains("`lattice store repair NAME`"),
             "{what}: {warning}"
         );
         assert!(json(&node, &["store", "status", "home"])["damaged"].is_string(), "{what}");
@@ -145,6 +145,15 @@ fn a_damaged_store_is_named_with_what_to_do_and_the_rest_of_the_mesh_works() {
     node.up();
     assert_eq!(fs::read_to_string(node.key("kept")).unwrap(), "kept");
     assert!(warnings(&node).is_empty());
+
+    // The advice does what it says.
+    node.lattice(&["down"]);
+    DAMAGES[0].1(&file);
+    node.up();
+    node.lattice(&["store", "repair", "home"]);
+    fs::write(node.key("new"), "new").unwrap();
+    assert!(warnings(&node).is_empty(), "{:?}", warnings(&node));
+    node.lattice(&["store", "verify"]);
 }
 
 fn contents(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
