@@ -338,6 +338,9 @@ fn conflicted(key: &str) -> [Node<'static>; 2] {
 #[test]
 fn a_key_that_needs_a_person_says_so_when_it_is_read_and_when_it_is_settled() {
     let [node, other] = conflicted("notes/a b");
+    let status = node.lattice(&["status"]);
+    let line = status.lines().find(|line| line.starts_with("conflicts ")).unwrap_or_else(|| panic!("{status}"));
+    assert!(line.contains("1 key was changed in two places at once") && line.ends_with(" conflicts`"), "{line}");
     let get = node.attempt(&["kv", "get", "notes/a b"]);
     assert!(get.status.success());
     assert_eq!(out(&get), "ours");
@@ -356,6 +359,7 @@ fn a_key_that_needs_a_person_says_so_when_it_is_read_and_when_it_is_settled() {
     let said = String::from_utf8_lossy(&put.stderr).into_owned();
     assert!(said.contains("had 2 heads; all of them are superseded now:") && said.contains(&theirs[..8]), "{said}");
     eventually("it is settled there, too", || json(&other, &["store", "status", "home"])["conflicts"] == 0);
+    assert!(!node.lattice(&["status"]).contains("\nconflicts "), "nothing needs a person");
     let deleted = node.attempt(&["kv", "delete", "notes/a b"]);
     assert!(deleted.status.success() && deleted.stderr.is_empty(), "one head is nothing to speak of");
     assert_eq!(json(&node, &["kv", "put", "c", "1"])["superseded"].as_array().unwrap().len(), 0);

@@ -57,8 +57,13 @@ fn summary(status: &StatusReply, context: &Context) -> String {
         (count, true) => format!("\nforks      {count} seen"),
         (_, false) => format!("\nforks      by {}: removed for good, see peers/NAME/fork-proof", forkers.join(", ")),
     };
+    let conflicts = match status.stores.iter().map(|store| store.conflicts).sum::<u64>() {
+        0 => String::new(),
+        1 => format!("\nconflicts  1 key was changed in two places at once: `{}`", context.typed("conflicts")),
+        many => format!("\nconflicts  {many} keys were changed in two places at once: `{}`", context.typed("conflicts")),
+    };
     format!(
-        "node       {} ({}), lattice {}, process {}, started {}\ndata       {}\nlistening  {}\nmounted    {}\nmesh       {mesh}{forks}",
+        "node       {} ({}), lattice {}, process {}, started {}\ndata       {}\nlistening  {}\nmounted    {}\nmesh       {mesh}{forks}{conflicts}",
         escaped(status.name.as_bytes()),
         hex(&status.node),
         status.version,
