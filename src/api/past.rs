@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 
 use super::failure::{Failure, Kind};
 use super::host::Host;
-use super::kv::{answer, described, keys_of, send, shown};
+use super::kv::{answer, described, ever, keys_of, send, shown};
 use super::mesh;
 use super::stores::{Answers, blocking, one, registry, told};
 use super::wire::{
@@ -107,6 +107,7 @@ fn writes(keys: &Keys, entry: &Entry) -> Result<Vec<Write>, Failure> {
 
 fn then(keys: &Keys, request: ThenRequest, answers: &mpsc::Sender<Result<KeyThen, Status>>) -> Result<(), Failure> {
     let lens = Lens::At(moment(keys, request.moment)?);
+    ever(keys, &request.path)?;
     let mut after: Option<Vec<u8>> = None;
     loop {
         let page = keys.scan_through(&lens, &request.path, after.as_deref(), PAGE)?;
@@ -154,6 +155,7 @@ fn restore(keys: &Keys, request: RestoreRequest) -> Result<RestoreReply, Failure
         kv::check_path(&path).map_err(KvError::from)?;
     }
     let moment = moment(keys, when)?;
+    ever(keys, &path)?;
     let was = keys.node_through(&Lens::At(moment.clone()), &path)?;
     if was.is_none() {
         return Err(Failure::not_found(format!("there was no '{}' at that moment", shown(&path)))

@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status};
 
 use super::failure::{Failure, Kind};
 use super::host::{Host, Leftover};
+use super::kv::ever;
 use super::mesh::no_mesh;
 use super::wire::{
     self, CreateReply, CreateRequest, DeleteStoreReply, DeleteStoreRequest, LogEntry, LogRequest, PurgeReply,
@@ -210,11 +211,16 @@ fn present(
 fn present_at(
     registry: &Registry,
     keys: &Keys,
-    path: &[u8],
-    last: u64,
+    request: &LogRequest,
     answers: &Sender,
 ) -> Result<Result<HashSet<Hash>, Gone>, Failure> {
+    let LogRequest { path, last, follow, .. } = request;
+    let (last, follow) = (*last, *follow);
     let found = keys.entries_at(path)?;
+    // Who follows may wait for the first.
+    if found.is_empty() && !follow {
+        ever(keys, path)?;
+    }
     let before = found.len().saturating_sub(usize::try_from(last).unwrap_or(usize::MAX));
     let skipped = if last == 0 { 0 } else { before };
     for (_, hash) in found.iter().skip(skipped) {
@@ -242,10 +248,10 @@ async fn follow(
     stop: CancellationToken,
 ) -> Result<(), Failure> {
     let mut events = log.subscribe();
-    let (names, scanned, told_to, path) = (registry.clone(), log.clone(), answers.clone(), request.path.clone());
+    let (names, scanned, told_to, asked) = (registry.clone(), log.clone(), answers.clone(), request.clone());
     let sent = blocking(move || match keys {
-        Some(keys) => present_at(&names, &keys, &path, request.last, &told_to),
-        None => present(&names, &scanned, request.last, &told_to),
+        Some(keys) => present_at(&names, &keys, &asked, &told_to),
+        None => present(&names, &scanned, asked.last, &told_to),
     });
     let Ok(sent) = sent.await? else { return Ok(()) };
     if !request.follow {
