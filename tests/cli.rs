@@ -346,7 +346,7 @@ fn a_key_that_needs_a_person_says_so_when_it_is_read_and_when_it_is_settled() {
     assert_eq!(out(&get), "ours");
     let said = String::from_utf8_lossy(&get.stderr).into_owned();
     assert!(said.contains("note: notes/a b has 2 heads"), "{said}");
-    assert!(hinted(&said)[0].ends_with("conflicts home 'notes/a b'"), "{said}");
+    assert!(hinted(&said)[0].ends_with("conflicts --store home 'notes/a b'"), "{said}");
     let get = node.attempt(&["kv", "get", "notes/a b", "--json"]);
     assert!(get.stderr.is_empty());
     let heads: Value = serde_json::from_slice(&get.stdout).unwrap();

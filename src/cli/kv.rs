@@ -192,7 +192,7 @@ impl Get {
                  `{}` lists them, --head prints one",
                 escaped(&path),
                 key.heads.len(),
-                context.typed(&format!("conflicts {store} {}", quoted(Path::new(OsStr::from_bytes(&path)))))
+                context.typed(&format!("conflicts --store {store} {}", quoted(Path::new(OsStr::from_bytes(&path)))))
             ));
         }
         Ok(())

@@ -11,7 +11,7 @@ use similar::TextMerge;
 
 use super::ancestor::ancestor;
 use super::pick::names;
-use super::{left, matching};
+use super::{left, named};
 use crate::api::wire::{Head, Key, PutPart};
 use crate::api::{Client, Failure};
 use crate::cli::output::{escaped, hex, short};
@@ -103,7 +103,7 @@ enum Outcome {
 impl Merge {
     pub(super) async fn run(self, context: &Context) -> Ended {
         let client = context.client().await?;
-        let keys = matching(&client, &self.store, &self.keys).await?;
+        let keys = named(&client, &self.store, &self.keys).await?;
         let mut not = Vec::new();
         let mut markers = self.markers.clone();
         for key in keys {
@@ -114,13 +114,10 @@ impl Merge {
                     });
                     context.output.either(&value, format!("settled  {}  {how}", escaped(&key.path)))?;
                 }
-                Outcome::Left(why) => {
-                    context.output.remark(format!("note: {}: {why}", escaped(&key.path)));
-                    not.push(key.path);
-                }
+                Outcome::Left(why) => not.push((key.path, why)),
             }
         }
-        left(&not)
+        left(&not, context)
     }
 
     async fn settle(&self, client: &Client, key: &Key, markers: &mut Option<PathBuf>) -> Result<Outcome, End> {

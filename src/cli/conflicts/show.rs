@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use clap::Args;
 
 use super::ancestor::ancestor;
-use super::matching;
+use super::named;
 use crate::api::wire::Key;
 use crate::cli::kv::described;
 use crate::cli::past::Change;
@@ -33,7 +33,7 @@ pub(super) struct Show {
 impl Show {
     pub(super) async fn run(self, context: &Context) -> Ended {
         let client = context.client().await?;
-        for Key { path, heads, shadowed } in matching(&client, &self.store, &self.keys).await? {
+        for Key { path, heads, shadowed } in named(&client, &self.store, &self.keys).await? {
             let base = ancestor(&client, &self.store, &path, &heads).await?;
             let live = |at: usize| Some(&heads[at]).filter(|head| head.kind != "deleted");
             let change = |at: usize| Change { store: &self.store, path: &path, before: base.as_ref(), after: live(at) };
