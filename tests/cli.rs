@@ -317,6 +317,41 @@ fn a_value_goes_in_by_argument_file_and_stdin_and_comes_out_as_it_was() {
     refused(&node, &["kv", "get", "x", "--store", "chat"], REFUSED);
 }
 
+#[test]
+fn a_key_may_be_named_by_its_file_on_the_mount_which_names_the_store_too() {
+    let node = with_mesh();
+    node.lattice(&["store", "create", "photos"]);
+    let photo = node.mount().join("stores/photos/keys/2026/cat");
+    let photo = photo.to_str().unwrap();
+    node.lattice(&["kv", "put", photo, "purr\n"]);
+    assert_eq!(std::fs::read_to_string(photo).unwrap(), "purr\n");
+    assert_eq!(node.lattice(&["kv", "get", "2026/cat", "--store", "photos"]), "purr\n");
+    assert_eq!(node.lattice(&["kv", "get", photo]), "purr\n");
+    let then = json(&node, &["kv", "list", photo])["heads"][0]["hash"].as_str().unwrap().to_owned();
+    node.lattice(&["kv", "put", photo, "hiss\n"]);
+    let above = format!("{}/", node.mount().join("stores/photos/keys/2026").display());
+    assert_eq!(node.lattice(&["kv", "list", &above]), "2026/cat\n");
+    for path in [photo, &above] {
+        assert_eq!(lines(&node.lattice(&["log", path, "--json"])).len(), 2, "{path}");
+        assert!(node.lattice(&["diff", path]).contains("-purr\n+hiss\n"), "{path}");
+    }
+    assert!(node.lattice(&["blame", photo]).contains("hiss"));
+    node.lattice(&["restore", photo, "--at", &then, "--store", "photos"]);
+    assert_eq!(std::fs::read_to_string(photo).unwrap(), "purr\n");
+    node.lattice(&["kv", "delete", photo]);
+    assert!(!Path::new(photo).exists());
+    for command in ["show", "list"] {
+        refused(&node, &["conflicts", command, photo], NOT_FOUND);
+    }
+
+    let outside = refused(&node, &["kv", "get", "/etc/passwd"], USAGE);
+    assert!(outside.contains("lies in no mount of this node"), "{outside}");
+    let room = node.mount().join("chat/lobby");
+    assert!(refused(&node, &["blame", room.to_str().unwrap()], USAGE).contains("is no key's file"));
+    let other = refused(&node, &["kv", "get", node.key("a").to_str().unwrap(), "--store", "photos"], USAGE);
+    assert!(other.contains("is in the store 'home', not in 'photos'"), "{other}");
+}
+
 /// Two members that have both written the key while neither could hear of the other's write; the first node runs.
 fn conflicted(key: &str) -> [Node<'static>; 2] {
     let nodes = [with_mesh(), Node::here()];

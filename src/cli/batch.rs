@@ -7,6 +7,7 @@ use clap::Args;
 use serde::Deserialize;
 use serde_json::json;
 
+use super::key::HOME;
 use super::output::{escaped, hex};
 use super::{Context, Ended};
 use crate::api::wire::BatchPart;
@@ -28,7 +29,7 @@ pub(super) struct Batch {
     /// The file that holds the lines [default: what stdin gives]
     file: Option<PathBuf>,
     /// The store
-    #[arg(long, short, default_value = "home", value_name = "NAME")]
+    #[arg(long, short, default_value = HOME, value_name = "NAME")]
     store: String,
 }
 

@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use clap::{Args, Subcommand};
 use globset::{GlobBuilder, GlobMatcher};
 
+use super::key::{HOME, all_named, names_store};
 use super::kv::described;
 use super::output::escaped;
 use super::{Context, Ended, json};
@@ -49,7 +50,7 @@ you want over it: cp MOUNT/.heads/STORE/PATH/HEAD MOUNT/stores/STORE/keys/PATH; 
 #[derive(Debug, Args)]
 #[command(after_help = LIST)]
 struct List {
-    /// The keys: paths, directories, or globs [default: all that need a person]
+    /// The keys: paths, directories, globs, or whole paths of files on the mount [default: all that need a person]
     keys: Vec<OsString>,
     /// The store [default: all]
     #[arg(long, short, value_name = "NAME")]
@@ -71,15 +72,20 @@ impl Conflicts {
 impl List {
     async fn run(self, context: &Context) -> Ended {
         let client = context.client().await?;
+        let mut keys = self.keys;
         let stores = match self.store {
-            Some(store) => vec![store],
-            None => {
+            store if store.is_some() || names_store(&keys) => {
+                let (store, of_it) = all_named(&client, store.unwrap_or_else(|| HOME.to_owned()), keys).await?;
+                keys = of_it;
+                vec![store]
+            }
+            _ => {
                 let stores = client.stores().list(StoresRequest {}).await?.into_inner().stores;
                 let kv = stores.into_iter().filter(|store| store.kind == "kv" && store.damaged.is_none());
                 kv.map(|store| store.name).collect()
             }
         };
-        let patterns = patterns(&self.keys)?;
+        let patterns = patterns(&keys)?;
         let mut none = true;
         for store in stores {
             for key in matching(&client, &store, &patterns).await? {
@@ -136,9 +142,12 @@ fn no_match() -> Failure {
         .hint("`lattice conflicts` lists those of all stores, with --store NAME those of one")
 }
 
-/// The keys of a store that need a person and match one of the texts, of which there must be some; without any text, all.
-async fn named(client: &Client, store: &str, texts: &[OsString]) -> Result<Vec<Key>, Failure> {
-    let found = matching(client, store, &patterns(texts)?).await?;
+/// The keys of a store that need a person and match one of the texts, of which there must be some; without any text, all. Files on the mount
+/// name the store.
+async fn named(client: &Client, store: &mut String, texts: Vec<OsString>) -> Result<Vec<Key>, Failure> {
+    let (of, texts) = all_named(client, std::mem::take(store), texts).await?;
+    *store = of;
+    let found = matching(client, store, &patterns(&texts)?).await?;
     if found.is_empty() && !texts.is_empty() { Err(no_match()) } else { Ok(found) }
 }
 

@@ -11,6 +11,7 @@ mod diff;
 mod doctor;
 mod graph;
 mod json;
+mod key;
 mod kv;
 mod log;
 mod mesh;

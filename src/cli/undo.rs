@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use super::key::HOME;
 use super::output::escaped;
 use super::past::{time, told};
 use super::{Context, Ended, json};
@@ -33,7 +34,7 @@ pub(super) struct Undo {
     #[arg(long, value_name = "GLOB", default_value = "", hide_default_value = true)]
     path: String,
     /// The store
-    #[arg(long, short, default_value = "home", value_name = "NAME")]
+    #[arg(long, short, default_value = HOME, value_name = "NAME")]
     store: String,
     /// Only say what would be done
     #[arg(long)]

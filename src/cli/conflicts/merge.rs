@@ -14,6 +14,7 @@ use super::pick::names;
 use super::{left, named};
 use crate::api::wire::{Head, Key, PutPart};
 use crate::api::{Client, Failure};
+use crate::cli::key::HOME;
 use crate::cli::output::{escaped, hex, short};
 use crate::cli::past::text;
 use crate::cli::{Context, End, Ended};
@@ -34,13 +35,13 @@ ends with 0 and leaves no markers. With --markers the text goes to a file, with 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Merge {
-    /// The keys: paths, directories, or globs [default: all that need a person]
+    /// The keys: paths, directories, globs, or whole paths of files on the mount [default: all that need a person]
     keys: Vec<OsString>,
     /// Of the one key that can't be merged, write the text with markers to this new file
     #[arg(long, value_name = "FILE")]
     markers: Option<PathBuf>,
     /// The store
-    #[arg(long, short, default_value = "home", value_name = "NAME")]
+    #[arg(long, short, default_value = HOME, value_name = "NAME")]
     store: String,
 }
 
@@ -101,9 +102,9 @@ enum Outcome {
 }
 
 impl Merge {
-    pub(super) async fn run(self, context: &Context) -> Ended {
+    pub(super) async fn run(mut self, context: &Context) -> Ended {
         let client = context.client().await?;
-        let keys = named(&client, &self.store, &self.keys).await?;
+        let keys = named(&client, &mut self.store, std::mem::take(&mut self.keys)).await?;
         let mut not = Vec::new();
         let mut markers = self.markers.clone();
         for key in keys {

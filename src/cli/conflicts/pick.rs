@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::{left, named};
 use crate::api::wire::{Head, HeadName, Key, PickRequest, Picked, StatusRequest};
+use crate::cli::key::HOME;
 use crate::cli::output::{escaped, hex, short};
 use crate::cli::{Context, Ended};
 
@@ -26,10 +27,10 @@ Each key becomes what that head made of it; the others stay in its history. What
 pub(super) struct Pick {
     /// mine (this machine's), theirs (the one of others), a head's number, or the start of its hash
     which: String,
-    /// The keys: paths, directories, or globs [default: all that need a person]
+    /// The keys: paths, directories, globs, or whole paths of files on the mount [default: all that need a person]
     keys: Vec<OsString>,
     /// The store
-    #[arg(long, short, default_value = "home", value_name = "NAME")]
+    #[arg(long, short, default_value = HOME, value_name = "NAME")]
     store: String,
 }
 
@@ -71,11 +72,11 @@ pub(super) fn names(heads: &[Head]) -> Vec<HeadName> {
 }
 
 impl Pick {
-    pub(super) async fn run(self, context: &Context) -> Ended {
+    pub(super) async fn run(mut self, context: &Context) -> Ended {
         let client = context.client().await?;
         let me = client.node().status(StatusRequest {}).await?.into_inner().node;
         let (mut picked, mut not) = (Vec::new(), Vec::new());
-        for Key { path, heads, shadowed } in named(&client, &self.store, &self.keys).await? {
+        for Key { path, heads, shadowed } in named(&client, &mut self.store, std::mem::take(&mut self.keys)).await? {
             let choice = chosen(&self.which, &heads, &me);
             let choice = if shadowed { Err("keys lie below it: delete them, or it".to_owned()) } else { choice };
             match choice {
