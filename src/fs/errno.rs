@@ -44,6 +44,8 @@ pub(crate) const NO_SPACE: Failure = Failure::Refused(libc::ENOSPC, "the disk th
 pub(crate) const CLOSED: Failure = Failure::Refused(libc::EIO, "the store is closed or damaged; see `lattice status`");
 pub(crate) const OWNER: Failure =
     Failure::Refused(libc::EPERM, "files belong to whoever mounted; others can't own them");
+pub(crate) const NO_LINKS: Failure =
+    Failure::Refused(libc::EPERM, "there are no hard links here: copy the file, or make a symbolic link");
 pub(crate) const OTHER_STORE: Failure = Failure::Refused(libc::EXDEV, "it is in another store: copy it");
 pub(crate) const TREE_TOO_LARGE: Failure =
     Failure::Refused(libc::EXDEV, "too many keys for one entry: they are copied");
