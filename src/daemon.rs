@@ -20,7 +20,7 @@ use crate::config::{self, Directory, Settings};
 use crate::fs::{self, Mounted, Sources};
 use crate::ids::{MeshId, NodeId, StoreId};
 use crate::mesh::{self, Context, Founded, Mesh, MeshError, There};
-use crate::net::iroh::{Node, Options, Relays};
+use crate::net::iroh::{NetError, Node, Options, Relays};
 use crate::net::join::{JoinError, Refusal};
 use crate::net::ticket::{Ticket, TicketError};
 use crate::peers::{Peer, Peers, Proof, Standing};
@@ -106,7 +106,8 @@ impl Daemon {
         };
         let kept = directory.port().filter(|_| options.listen.port() == 0);
         options.listen.set_port(kept.unwrap_or(options.listen.port()));
-        let node = Node::bind(&key, &options, vec![blobs.protocol()]).await.map_err(Failure::refused)?;
+        let node = Node::bind(&key, &options, vec![blobs.protocol()]).await;
+        let node = node.map_err(|error| not_bound(&error, settings))?;
         blobs.attach(&node);
         // Written only when it is new: a start must not need room on the disk.
         if settings.listen.port() == 0 && directory.port() != Some(node.port()) {
@@ -317,6 +318,17 @@ fn occupied(path: &Path) -> u64 {
         }
         Ok(found) => found.len(),
         Err(_) => 0,
+    }
+}
+
+/// Why the node is not on the network, and which setting can change that, wherever it was set.
+fn not_bound(error: &NetError, settings: &Settings) -> Failure {
+    let failure = Failure::refused(error);
+    match error {
+        NetError::PortTaken(_) => failure.hint(format!("{}, or stop that program", settings.remedy("listen"))),
+        NetError::NoSuchAddress(_) => failure.hint(settings.remedy("listen")),
+        NetError::Relay { .. } => failure.hint(settings.remedy("relays")),
+        NetError::Bind(_) => failure,
     }
 }
 

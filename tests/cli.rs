@@ -103,6 +103,9 @@ fn what_is_not_understood_exits_with_2_and_help_with_0() {
     refused(&node, &["mesh", "invite", "--expires", "soon"], USAGE);
     assert!(node.lattice(&["--help"]).contains("Exit codes:"));
     assert!(node.lattice(&["kv", "put", "--help"]).contains("Examples:"));
+    // The data directory comes from the environment: it is not asked for.
+    let said = refused(&node, &["kv", "get"], USAGE);
+    assert!(said.contains("Usage: lattice kv get") && !said.contains("--data"), "{said}");
 }
 
 #[test]
@@ -126,7 +129,8 @@ fn a_mount_that_can_not_be_is_refused_and_the_node_does_not_stay() {
     let node = Node::here();
     let missing = node.mount().join("missing");
     let said = refused(&node, &["up", missing.to_str().unwrap(), "--listen", "127.0.0.1:0"], REFUSED);
-    assert!(said.contains("does not exist"), "{said}");
+    assert!(said.contains("does not exist") && said.contains("mkdir -p"), "{said}");
+    assert!(!node.data().exists(), "it was refused and leaves a data directory behind");
     refused(&node, &["status"], NOT_RUNNING);
     std::fs::write(node.mount().join("file"), "in the way").unwrap();
     let said = refused(&node, &["up", node.mount().to_str().unwrap(), "--listen", "127.0.0.1:0"], REFUSED);
@@ -143,6 +147,21 @@ fn a_port_that_another_program_has_is_named() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(matches!(output.status.code(), Some(FAILED | REFUSED)), "{said}");
     assert!(said.contains(&taken.local_addr().unwrap().port().to_string()) && said.contains("in use"), "{said}");
+}
+
+#[test]
+fn a_setting_that_keeps_the_node_off_the_network_is_named_where_it_was_set() {
+    let node = Node::here();
+    std::fs::create_dir(node.data()).unwrap();
+    std::fs::write(node.data().join("config.toml"), "name = \"a\"\nlisten = \"192.0.2.1:0\"\n").unwrap();
+    let said = refused(&node, &["up", "--no-mount"], REFUSED);
+    assert!(said.contains("no address 192.0.2.1") && said.contains("hint: correct line 2 of "), "{said}");
+    assert!(!said.contains("--listen"), "{said}");
+    let said = refused(&node, &["up", "--no-mount", "--listen", "192.0.2.2:0"], REFUSED);
+    assert!(said.contains("hint: give another --listen"), "{said}");
+    let output = node.command(&["up", "--no-mount"]).env("LATTICE_LISTEN", "192.0.2.3:0").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("hint: correct or unset LATTICE_LISTEN"), "{said}");
 }
 
 #[test]
@@ -682,7 +701,8 @@ fn a_join_that_waits_returns_when_all_has_come() {
     let token = inviter.lattice(&["mesh", "invite"]);
     let joiner = Node::here();
     joiner.up();
-    joiner.lattice(&["mesh", "join", token.trim(), "--wait"]);
+    let said = joiner.lattice(&["mesh", "join", token.trim(), "--wait"]);
+    assert!(said.starts_with("joined ours (") && said.ends_with("2 members\n"), "{said}");
     assert_eq!(std::fs::read_to_string(joiner.key("file499")).unwrap(), "499");
     assert!(std::fs::read(joiner.key("large")).unwrap() == large, "the content differs");
     let home = json(&joiner, &["store", "status", "home"]);

@@ -43,7 +43,7 @@ Examples:
   lattice conflicts --store photos
   lattice conflicts list --json | jq -r .path
 
-The first head of a key is the one that the mount shows. To settle a key, write it as usual, or copy the head that
+The first head of a key is the one that the mount shows. To settle a key, write it as usual, or copy the head that \
 you want over it: cp MOUNT/.heads/STORE/PATH/HEAD MOUNT/stores/STORE/keys/PATH; or see `lattice conflicts pick` and `merge`.";
 
 /// List the keys that were changed in two places at once, with all their heads

@@ -64,7 +64,7 @@ Examples:
   date | lattice kv put notes/now
   lattice kv put photos/cat.jpg --file cat.jpg
 
-Returns when the value is on this machine's disk. Supersedes all heads that the key has here, and says so if there are
+Returns when the value is on this machine's disk. Supersedes all heads that the key has here, and says so if there are \
 several.";
 
 /// Write a key's value

@@ -52,7 +52,7 @@ Examples:
   lattice mesh invite --role reader --uses 10 --expires 7d
   token=$(lattice mesh invite)
 
-Whoever has the token can join: send it as you would send a password. A node of the mesh must be reachable when it
+Whoever has the token can join: send it as you would send a password. A node of the mesh must be reachable when it \
 is used.";
 
 /// Print a token with which another node can join
@@ -75,7 +75,7 @@ Examples:
   lattice mesh join TOKEN
   lattice mesh join TOKEN --wait
 
-Returns when the members and the list of stores are here; what the stores hold follows by itself. With --wait it returns
+Returns when the members and the list of stores are here; what the stores hold follows by itself. With --wait it returns \
 when that has come too.";
 
 /// Join the mesh that a token is for
@@ -94,7 +94,7 @@ Examples:
   lattice mesh revoke bob
   lattice mesh revoke 3f2a91c0 --yes     without asking
 
-Asks first. For admins. What the node wrote and this one has, stays; nothing it writes from now on counts anywhere. Its
+Asks first. For admins. What the node wrote and this one has, stays; nothing it writes from now on counts anywhere. Its \
 connections are closed, and it gets nothing new.";
 
 /// End another node's membership
@@ -113,8 +113,8 @@ Examples:
   lattice mesh role bob reader
   lattice mesh role bob admin
 
-For admins. Readers only read; writers write to every store; admins also invite, remove, and declare stores. Of one that
-may no longer write, what this node has stays. A node that was removed is let in again by a role; one that left
+For admins. Readers only read; writers write to every store; admins also invite, remove, and declare stores. Of one that \
+may no longer write, what this node has stays. A node that was removed is let in again by a role; one that left \
 is not. The only admin keeps its role: make another one first.";
 
 /// Give a member another role
@@ -132,7 +132,7 @@ Examples:
   lattice mesh leave
   lattice mesh leave --yes      without asking
 
-Asks first: no token lets this node in again, only a new node in another data directory. The others keep what it wrote. It keeps
+Asks first: no token lets this node in again, only a new node in another data directory. The others keep what it wrote. It keeps \
 its stores' files in its data directory, closed, until `lattice store purge`.";
 
 /// Leave the mesh
@@ -170,10 +170,15 @@ impl Mesh {
 
 /// The mesh and this node's place in it, for people.
 pub(super) fn described(mesh: &MeshInfo) -> String {
+    let online = if mesh.online == 1 { "1 other online".to_owned() } else { format!("{} others online", mesh.online) };
+    format!("{}, {online}", entered(mesh))
+}
+
+/// The same of a mesh that this node has only just come into: it is not linked with anyone yet.
+fn entered(mesh: &MeshInfo) -> String {
     let name = escaped(mesh.name.as_bytes());
     let members = if mesh.members == 1 { "1 member".to_owned() } else { format!("{} members", mesh.members) };
-    let online = if mesh.online == 1 { "1 other online".to_owned() } else { format!("{} others online", mesh.online) };
-    format!("{name} ({}), role {}, {members}, {online}", short(&mesh.id), mesh.role)
+    format!("{name} ({}), role {}, {members}", short(&mesh.id), mesh.role)
 }
 
 fn no_answer() -> Failure {
@@ -184,7 +189,7 @@ impl Init {
     async fn run(self, context: &Context) -> Ended {
         let reply = context.client().await?.mesh().init(InitRequest { name: self.name }).await?.into_inner();
         let mesh = reply.mesh.ok_or_else(no_answer)?;
-        context.output.either(&json::mesh(&mesh), format!("founded {}", described(&mesh)))?;
+        context.output.either(&json::mesh(&mesh), format!("founded {}", entered(&mesh)))?;
         context.output.note(format!("another node joins with what `{}` prints", context.typed("mesh invite")));
         Ok(())
     }
@@ -223,7 +228,7 @@ impl Join {
             first_sync(context, &mut progress).await?;
         }
         drop(progress);
-        context.output.either(&json::mesh(&mesh), format!("joined {}", described(&mesh)))
+        context.output.either(&json::mesh(&mesh), format!("joined {}", entered(&mesh)))
     }
 }
 

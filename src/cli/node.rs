@@ -95,12 +95,12 @@ Examples:
   lattice node rekey --yes      without asking
   lattice node rekey --rejoin   of a node that the others removed
 
-The old key vouches for the new one, which takes over its name and role; what the old one wrote stays its own. For a key that
+The old key vouches for the new one, which takes over its name and role; what the old one wrote stays its own. For a key that \
 others may have got hold of.
 
-With --rejoin nobody vouches, and the node joins again with a token, as a new member: for one that was removed since it signed two entries
-for one place, as a data directory does that is put back from a backup or runs as two copies. Its stores stay. Of what it wrote
-before, that stays which the others have. The rest is set aside when it joins: it is kept in the stores' files, and not shown any more. So
+With --rejoin nobody vouches, and the node joins again with a token, as a new member: for one that was removed since it signed two entries \
+for one place, as a data directory does that is put back from a backup or runs as two copies. Its stores stay. Of what it wrote \
+before, that stays which the others have. The rest is set aside when it joins: it is kept in the stores' files, and not shown any more. So \
 first copy out of the mount what only this node has.
 
 The node stops; `lattice up` starts it under the new key.";

@@ -15,7 +15,7 @@ Examples:
   lattice restore notes --at 2026-11-22 --dry-run
   lattice restore notes/today --at 3fa9^       as it was before that entry
 
-All that stands at and below the path becomes what it was: what has come since is deleted. One entry, on all machines; nothing is
+All that stands at and below the path becomes what it was: what has come since is deleted. One entry, on all machines; nothing is \
 lost: the versions of now stay in the history, and `lattice undo` takes it back.
 
 ";

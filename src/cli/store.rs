@@ -94,7 +94,7 @@ Examples:
   lattice store purge
   lattice store purge --yes     without asking
 
-Shows what is left on this node's disk of deleted stores and of meshes that it left, asks, and removes it. What only those files
+Shows what is left on this node's disk of deleted stores and of meshes that it left, asks, and removes it. What only those files \
 hold is lost with them. Large values stay in blobs/.";
 
 /// Remove from this node's disk what is left of deleted stores and left meshes
@@ -111,7 +111,7 @@ Examples:
   lattice store verify          all stores, and `root`
   lattice store verify home
 
-Reads everything: each entry's hash, signature and place in its author's chain, the indexes, and whether the state is what the
+Reads everything: each entry's hash, signature and place in its author's chain, the indexes, and whether the state is what the \
 entries make, for which it needs as much free disk as the state takes. The exit code is 1 if something is wrong.";
 
 /// Check this node's files of stores against their entries' hashes and signatures
@@ -127,8 +127,8 @@ Examples:
   lattice store repair home
   lattice store repair home --force    also if nothing is wrong with it
 
-Looks first, as `lattice store verify` does, and leaves a sound store alone. In the place of a damaged file it puts a new one: with what is
-sound in it, and what the other members have. The store can only be read until a member has told that it has no more of what this node
+Looks first, as `lattice store verify` does, and leaves a sound store alone. In the place of a damaged file it puts a new one: with what is \
+sound in it, and what the other members have. The store can only be read until a member has told that it has no more of what this node \
 wrote: for that one must be online. The damaged file is kept, renamed.";
 
 /// Make a store's damaged file anew, from what is sound in it and from the other members

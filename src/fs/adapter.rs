@@ -652,6 +652,10 @@ impl Filesystem for Adapter {
     }
 
     fn setxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
+        if !name.as_bytes().starts_with(b"user.") {
+            // Lists of access rights and labels: programs that copy try these by habit.
+            return reply.error(Errno::EOPNOTSUPP);
+        }
         done(reply, self.call("setxattr", ino.0).run(|| Tree::set_attribute(name.as_bytes())));
     }
 

@@ -57,6 +57,7 @@ impl Tree {
             Place::Keys(store) | Place::Key(store) if seen.kind == Type::Directory => store,
             Place::Key(_) => return Err(errno::NOT_DIRECTORY),
             place if place.is_past() => return Err(errno::PAST),
+            Place::Chat | Place::Json => return Err(errno::ROOM),
             _ => return Err(errno::NOT_HERE),
         };
         if !seen.attached {

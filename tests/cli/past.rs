@@ -134,6 +134,9 @@ fn what_was_restored_or_undone_is_one_entry_which_can_be_undone_itself() {
     assert_eq!(std::fs::read_to_string(node.key("d/a")).unwrap(), "changed");
     node.lattice(&["undo", undone["hash"].as_str().unwrap()]);
     assert_eq!(keys(), "d/a\nd/b\n");
+    let twice = node.attempt(&["undo", undone["hash"].as_str().unwrap()]);
+    let said = String::from_utf8_lossy(&twice.stderr).into_owned();
+    assert!(said.contains("d/a was written since by other entries") && !said.contains("by others"), "{said}");
     assert!(refused(&node, &["restore", "none", "--at", &then], NOT_FOUND).contains("at or below 'none'"));
     assert!(refused(&node, &["restore", "d/new", "--at", &then], NOT_FOUND).contains("there was no 'd/new'"));
     refused(&node, &["undo"], USAGE);

@@ -26,9 +26,9 @@ Examples:
   MERGE_TOOL=vimdiff lattice conflicts merge notes/today
   MERGE_TOOL='kdiff3 $BASE $LOCAL $REMOTE -o $MERGED' lattice conflicts merge
 
-Three ways, line by line: what only one head changed since the last version that all come from is taken. Where two changed the same lines,
-$MERGE_TOOL is run, if it is set, on the files $BASE, $LOCAL, $REMOTE and $MERGED, which get appended if it names none; it is believed if it
-ends with 0 and leaves no markers. With --markers the text goes to a file, with both sides marked, for you to edit and to write with
+Three ways, line by line: what only one head changed since the last version that all come from is taken. Where two changed the same lines, \
+$MERGE_TOOL is run, if it is set, on the files $BASE, $LOCAL, $REMOTE and $MERGED, which get appended if it names none; it is believed if it \
+ends with 0 and leaves no markers. With --markers the text goes to a file, with both sides marked, for you to edit and to write with \
 `lattice kv put`; the key stays as it is. Nothing is ever marked in a key.";
 
 /// Settle texts by what each head changed

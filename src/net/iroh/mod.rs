@@ -114,10 +114,10 @@ impl Default for Options {
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
     /// Another program has the port.
-    #[error("UDP port {} is in use by another program: choose another with --listen, or stop that program", .0.port())]
+    #[error("UDP port {} is in use by another program", .0.port())]
     PortTaken(SocketAddr),
     /// The address is not this machine's.
-    #[error("this machine has no address {}: --listen takes one of its own, or 0.0.0.0 for all", .0.ip())]
+    #[error("this machine has no address {} (0.0.0.0 means all that it has)", .0.ip())]
     NoSuchAddress(SocketAddr),
     /// A relay's URL is none.
     #[error("'{url}' is not the URL of a relay: {reason}")]
