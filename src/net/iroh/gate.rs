@@ -69,8 +69,8 @@ impl Gate {
 
     fn refuses(&self, peer: &NodeId) -> Option<Refused> {
         let shared = self.membership.load();
-        let member = shared.as_ref().and_then(|shared| shared.load().members.get(peer).cloned());
-        match member {
+        let Some(shared) = shared.as_ref() else { return Some(Refused::NotAMember) };
+        match shared.load().members.get(peer) {
             Some(member) if !member.left => None,
             Some(member) if member.forked => Some(Refused::Forked),
             Some(_) | None => Some(Refused::NotAMember),

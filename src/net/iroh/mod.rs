@@ -423,10 +423,8 @@ impl Undialled {
 
 /// The code with which the other end closed a connection, if it did.
 fn closed_with(connection: &Connection) -> Option<VarInt> {
-    match connection.close_reason() {
-        Some(ConnectionError::ApplicationClosed(closed)) => Some(closed.error_code),
-        _ => None,
-    }
+    let Some(ConnectionError::ApplicationClosed(closed)) = connection.close_reason() else { return None };
+    Some(closed.error_code)
 }
 
 /// Whether the other end closed a connection with this code.
