@@ -255,7 +255,7 @@ impl Mesh {
         };
         let forked = saying(Refused::Forked);
         if !forked.is_empty() || me.is_some_and(|member| member.forked) {
-            return Some(self.forked(&forked, me.is_some_and(|member| member.forked)));
+            return Some(self.told_of_fork(&forked, me.is_some_and(|member| member.forked)));
         }
         if me.is_some_and(|member| member.removed) {
             return Some(format!(
@@ -272,22 +272,6 @@ impl Mesh {
                 membership.name(&self.node.id())
             )
         })
-    }
-
-    /// What a node is told that was removed for a fork, by whose word, and whether that has come here as an entry.
-    fn forked(&self, by: &str, heard: bool) -> String {
-        let by = if by.is_empty() { String::new() } else { format!(", by the word of {by}") };
-        let first = if heard {
-            "What it wrote since then and the others don't have is set aside: kept in the stores' files, and not shown any more"
-        } else {
-            "What it wrote since then may be here alone, and is not shown any more once it has joined again: copy it out of the mount first"
-        };
-        format!(
-            "this node signed two entries for one place in its chain{by}: as a rule its data directory was put back from a backup, or copied \
-             to another machine. It was removed from the mesh for good, and nothing comes from the others or goes there. {first}. \
-             `lattice node rekey --rejoin` gives it a new key, under which it joins again as a new member, with a token of '{}'",
-            self.name()
-        )
     }
 
     /// Makes a store's file here anew: from what is sound in it, and from what the other members have, which is asked for at once.
