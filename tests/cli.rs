@@ -518,7 +518,8 @@ fn stores_come_and_go_by_name() {
     node.lattice(&["store", "delete", "photos", "--yes"]);
     eventually("the store is gone", || names() == ["chat", "home"]);
     refused(&node, &["store", "delete", "photos", "--yes"], NOT_FOUND);
-    let does: Vec<_> = lines(&node.lattice(&["log", "root", "--json"])).iter().map(|entry| entry["does"].clone()).collect();
+    let does: Vec<_> =
+        lines(&node.lattice(&["log", "root", "--json"])).iter().map(|entry| entry["does"].clone()).collect();
     assert_eq!(does[1][0], "create the store photos (kv)");
     assert!(does[2][0].as_str().unwrap().starts_with("delete the store photos ("), "{does:?}");
     let said = refused(&node, &["store", "create", "root"], REFUSED);

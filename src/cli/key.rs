@@ -33,7 +33,8 @@ pub(super) async fn named(client: &Client, store: String, path: OsString) -> Res
             .hint("keys are at MOUNT/stores/STORE/keys/PATH"));
     };
     if store != HOME && store != of {
-        let other = format!("'{shown}' is in the store '{}', not in '{}'", escaped(of.as_bytes()), escaped(store.as_bytes()));
+        let other =
+            format!("'{shown}' is in the store '{}', not in '{}'", escaped(of.as_bytes()), escaped(store.as_bytes()));
         return Err(Failure::new(Kind::Usage, other).hint("leave --store away: the path names it"));
     }
     Ok((of, key))
@@ -64,7 +65,9 @@ pub(super) async fn all_named(
     for path in paths {
         let (found, key) = named(client, store.clone(), path).await?;
         if of.as_ref().is_some_and(|of| *of != found) {
-            return Err(Failure::new(Kind::Usage, "the keys are in several stores").hint("name those of one store at a time"));
+            return Err(
+                Failure::new(Kind::Usage, "the keys are in several stores").hint("name those of one store at a time")
+            );
         }
         of = Some(found);
         keys.push(OsString::from_vec(key));
@@ -110,7 +113,8 @@ mod tests {
         assert_eq!(key("/srv/mesh/stores/photos/keys//a/./b/"), found("photos", "a/b/"));
         assert_eq!(key("/srv/mesh/stores/home/keys"), found("home", ""));
         assert_eq!(key("/srv/mesh/stores/home/keys/"), found("home", ""));
-        for none in ["/srv/mesh", "/srv/mesh/stores/home", "/srv/mesh/stores/home/.history/a", "/srv/mesh2/stores/home/keys/a"]
+        for none in
+            ["/srv/mesh", "/srv/mesh/stores/home", "/srv/mesh/stores/home/.history/a", "/srv/mesh2/stores/home/keys/a"]
         {
             assert_eq!(key(none), None, "{none}");
         }

@@ -305,7 +305,9 @@ fn member<'a>(peers: &'a [Peer], text: &str) -> Result<&'a Peer, Failure> {
     let peer = match (peers.iter().find(|peer| peer.name == text), found.next(), found.next()) {
         (Some(peer), ..) | (None, Some(peer), None) => peer,
         (None, Some(_), Some(_)) => {
-            return Err(Failure::refused(format!("several members' ids begin with '{shown}'")).hint("give more of the id"));
+            return Err(
+                Failure::refused(format!("several members' ids begin with '{shown}'")).hint("give more of the id")
+            );
         }
         (None, None, _) => {
             return Err(Failure::not_found(format!("there is no member '{shown}'")).hint("`lattice peers` lists them"));

@@ -60,7 +60,9 @@ fn summary(status: &StatusReply, context: &Context) -> String {
     let conflicts = match status.stores.iter().map(|store| store.conflicts).sum::<u64>() {
         0 => String::new(),
         1 => format!("\nconflicts  1 key was changed in two places at once: `{}`", context.typed("conflicts")),
-        many => format!("\nconflicts  {many} keys were changed in two places at once: `{}`", context.typed("conflicts")),
+        many => {
+            format!("\nconflicts  {many} keys were changed in two places at once: `{}`", context.typed("conflicts"))
+        }
     };
     format!(
         "node       {} ({}), lattice {}, process {}, started {}\ndata       {}\nlistening  {}\nmounted    {}\nmesh       {mesh}{forks}{conflicts}",

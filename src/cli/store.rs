@@ -175,8 +175,11 @@ impl Repair {
         let reply = context.client().await?.stores().repair(request).await?.into_inner();
         let name = escaped(self.store.as_bytes());
         if reply.sound {
-            let said = format!("the store '{name}' is sound: nothing was done, --force makes its file anew all the same");
-            return context.output.either(&json!({"store": self.store, "sound": true, "kept": null, "aside": null}), said);
+            let said =
+                format!("the store '{name}' is sound: nothing was done, --force makes its file anew all the same");
+            return context
+                .output
+                .either(&json!({"store": self.store, "sound": true, "kept": null, "aside": null}), said);
         }
         context.output.either(
             &json!({"store": self.store, "sound": false, "kept": reply.kept, "aside": reply.aside}),

@@ -57,7 +57,9 @@ impl Undo {
         value["kept"] = json::paths(&reply.kept);
         value["entries"] = reply.entries.into();
         for path in &reply.kept {
-            context.output.remark(format!("note: {} was written since by other entries, and is left as it is", escaped(path)));
+            context
+                .output
+                .remark(format!("note: {} was written since by other entries, and is left as it is", escaped(path)));
         }
         context.output.either(&value, told(&reply.hash, dry, &reply.restored, &reply.deleted))
     }

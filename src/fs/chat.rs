@@ -158,7 +158,10 @@ fn operation(chat: &Chat, room: &str, line: &str) -> Answer<Op> {
         "/edit" => Op::Edit { to: chat.find(&room, id)?, text: rest.to_owned(), room },
         "/redact" => Op::Redact { to: chat.find(&room, id)?, room },
         _ if is_command(command) => return Err(NO_COMMAND),
-        _ => Op::Post { room, text: line.strip_prefix('/').filter(|rest| rest.starts_with('/')).unwrap_or(line).to_owned() },
+        _ => Op::Post {
+            room,
+            text: line.strip_prefix('/').filter(|rest| rest.starts_with('/')).unwrap_or(line).to_owned(),
+        },
     })
 }
 

@@ -250,7 +250,8 @@ impl Mesh {
         let refusing = self.node.refusing();
         let refusing = refusing.borrow();
         let saying = |what: Refused| {
-            let members = membership.members.iter().filter(|found| refusing.get(found.0) == Some(&what) && !found.1.left);
+            let members =
+                membership.members.iter().filter(|found| refusing.get(found.0) == Some(&what) && !found.1.left);
             members.map(|(_, member)| member.name.as_str()).collect::<Vec<_>>().join(", ")
         };
         let forked = saying(Refused::Forked);

@@ -300,7 +300,9 @@ fn why_tells_what_failed_on_the_mount_and_not_what_fails_all_the_time() {
     for name in ["user.mine", "security.label"] {
         assert!(xattr::set(world.key("f"), name, b"x").is_err(), "{name}");
     }
-    for script in ["rm $MESH/chat/room", "echo '/reply ffff hi' >> $MESH/chat/room", "echo '/nick bob' >> $MESH/chat/room"] {
+    for script in
+        ["rm $MESH/chat/room", "echo '/reply ffff hi' >> $MESH/chat/room", "echo '/nick bob' >> $MESH/chat/room"]
+    {
         assert!(!world.try_sh(script).status.success(), "{script}");
     }
     let told = fs::read_to_string(&path).unwrap();

@@ -56,7 +56,8 @@ fn chosen<'a>(which: &str, heads: &'a [Head], me: &[u8]) -> Result<&'a Head, Str
         _ => match which.parse::<usize>().ok().filter(|_| which.len() < 4) {
             Some(number) => one(heads.get(number).into_iter().collect(), "it has no head of that number", ""),
             None => {
-                let (found, shown) = (heads.iter().filter(|head| hex(&head.hash).starts_with(which)), escaped(which.as_bytes()));
+                let (found, shown) =
+                    (heads.iter().filter(|head| hex(&head.hash).starts_with(which)), escaped(which.as_bytes()));
                 one(
                     found.collect(),
                     &format!("it has no head '{shown}'"),
