@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::harness::{Node, Room, eventually, run};
-use crate::{NOT_FOUND, NOT_RUNNING, REFUSED, founder, is_mounted, json, no_start, refused, warnings};
+use crate::{NOT_FOUND, NOT_RUNNING, REFUSED, founder, is_mounted, joined, json, no_start, refused, warnings};
 
 fn mounts(node: &Node<'_>) -> Vec<String> {
     let status = json(node, &["status"]);
