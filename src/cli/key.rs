@@ -123,8 +123,9 @@ mod tests {
     #[test]
     fn a_mount_is_known_by_a_symbolic_link_too() {
         let dir = tempfile::tempdir().unwrap();
-        let real = dir.path().canonicalize().unwrap();
-        std::os::unix::fs::symlink(&real, real.join("link")).unwrap();
-        assert_eq!(inside(&real, &real.join("link/stores/home/keys/a")), Some(b"/stores/home/keys/a".to_vec()));
+        let (mount, link) = (dir.path().canonicalize().unwrap().join("mount"), dir.path().join("link"));
+        std::fs::create_dir(&mount).unwrap();
+        std::os::unix::fs::symlink(&mount, &link).unwrap();
+        assert_eq!(inside(&mount, &link.join("stores/home/keys/a")), Some(b"/stores/home/keys/a".to_vec()));
     }
 }
