@@ -153,13 +153,13 @@ fn a_port_that_another_program_has_is_named() {
 fn a_setting_that_keeps_the_node_off_the_network_is_named_where_it_was_set() {
     let node = Node::here();
     std::fs::create_dir(node.data()).unwrap();
-    std::fs::write(node.data().join("config.toml"), "name = \"a\"\nlisten = \"192.0.2.1:0\"\n").unwrap();
+    std::fs::write(node.data().join("config.toml"), "name = \"a\"\nlisten = \"198.51.100.1:0\"\n").unwrap();
     let said = refused(&node, &["up", "--no-mount"], REFUSED);
-    assert!(said.contains("no address 192.0.2.1") && said.contains("hint: correct line 2 of "), "{said}");
+    assert!(said.contains("no address 198.51.100.1") && said.contains("hint: correct line 2 of "), "{said}");
     assert!(!said.contains("--listen"), "{said}");
-    let said = refused(&node, &["up", "--no-mount", "--listen", "192.0.2.2:0"], REFUSED);
+    let said = refused(&node, &["up", "--no-mount", "--listen", "198.51.100.2:0"], REFUSED);
     assert!(said.contains("hint: give another --listen"), "{said}");
-    let output = node.command(&["up", "--no-mount"]).env("LATTICE_LISTEN", "192.0.2.3:0").output().unwrap();
+    let output = node.command(&["up", "--no-mount"]).env("LATTICE_LISTEN", "198.51.100.3:0").output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("hint: correct or unset LATTICE_LISTEN"), "{said}");
 }
