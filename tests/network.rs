@@ -732,6 +732,8 @@ fn each_refusal_reaches_the_joiner_with_a_sentence_of_its_own() {
             Refusal::Gone,
             Refusal::Name { name: "x/y".to_owned(), why: "it has a slash".to_owned() },
             Refusal::Failed("disk full".to_owned()),
+            Refusal::Removed { name: "laptop".to_owned() },
+            Refusal::Forked,
         ];
         let mut sentences = Vec::new();
         for refusal in refusals {

@@ -250,7 +250,6 @@ fn ordinary_work_leaves_no_warning_in_the_daemons_log() {
     assert_eq!(error.raw_os_error(), Some(nix::libc::EPERM));
     eventually("the second has all of it", || second.key("again").exists());
     for node in [&first, &second] {
-        node.lattice(&["down"]);
         let log = fs::read_to_string(node.data().join("latticed.log")).unwrap();
         let bad: Vec<_> = log.lines().filter(|line| !line.contains(" INFO ")).collect();
         assert!(bad.is_empty(), "{bad:#?}");
