@@ -12,7 +12,7 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-pub use directory::{Directory, DirectoryError, default_data, in_use, log_file, quoted, socket, typed};
+pub use directory::{Directory, DirectoryError, default_data, in_use, log_file, named_data, quoted, socket, typed};
 pub use keep::keep;
 
 /// The file that holds a node's settings, in its data directory.
@@ -80,6 +80,18 @@ pub enum Source {
     File(PathBuf, usize),
     /// Nobody set it.
     Default,
+}
+
+impl Source {
+    /// How to give the setting `name`, which came from here, another value.
+    #[must_use]
+    pub fn remedy(&self, name: &str) -> String {
+        match self {
+            Self::File(path, line) => format!("correct line {line} of {}", path.display()),
+            Self::Environment(variable) => format!("correct or unset {variable}"),
+            Self::Flag | Self::Default => format!("give another --{name}"),
+        }
+    }
 }
 
 impl fmt::Display for Source {
@@ -171,9 +183,7 @@ impl ConfigError {
                 || format!("the settings are {}", KNOWN.map(|known| known.name).join(", ")),
                 |near| format!("write '{near}' instead, or remove the line"),
             ),
-            Self::Value { at: Source::File(path, line), .. } => format!("correct line {line} of {}", path.display()),
-            Self::Value { at: Source::Environment(variable), .. } => format!("correct or unset {variable}"),
-            Self::Value { name, .. } => format!("give another --{name}"),
+            Self::Value { at, name, .. } => at.remedy(name),
         }
     }
 }
@@ -253,6 +263,12 @@ impl Settings {
             log: parsed(&given, "log", |text| Ok(text.to_owned()))?,
             shown: given,
         })
+    }
+
+    /// How to give a setting another value: where it was set.
+    #[must_use]
+    pub fn remedy(&self, name: &str) -> String {
+        self.shown.get(name).map_or_else(String::new, |(_, source)| source.remedy(name))
     }
 
     /// All settings with their values and where these came from.

@@ -20,7 +20,7 @@ use crate::config::{self, Directory, Settings};
 use crate::fs::{self, Mounted, Sources};
 use crate::ids::{MeshId, NodeId, StoreId};
 use crate::mesh::{self, Context, Founded, Mesh, MeshError, There};
-use crate::net::iroh::{Node, Options, Relays};
+use crate::net::iroh::{NetError, Node, Options, Relays};
 use crate::net::join::{JoinError, Refusal};
 use crate::net::ticket::{Ticket, TicketError};
 use crate::peers::{Peer, Peers, Proof, Standing};
@@ -106,7 +106,8 @@ impl Daemon {
         };
         let kept = directory.port().filter(|_| options.listen.port() == 0);
         options.listen.set_port(kept.unwrap_or(options.listen.port()));
-        let node = Node::bind(&key, &options, vec![blobs.protocol()]).await.map_err(Failure::refused)?;
+        let node = Node::bind(&key, &options, vec![blobs.protocol()]).await;
+        let node = node.map_err(|error| not_bound(&error, settings))?;
         blobs.attach(&node);
         // Written only when it is new: a start must not need room on the disk.
         if settings.listen.port() == 0 && directory.port() != Some(node.port()) {
@@ -320,6 +321,17 @@ fn occupied(path: &Path) -> u64 {
     }
 }
 
+/// Why the node is not on the network, and which setting can change that, wherever it was set.
+fn not_bound(error: &NetError, settings: &Settings) -> Failure {
+    let failure = Failure::refused(error);
+    match error {
+        NetError::PortTaken(_) => failure.hint(format!("{}, or stop that program", settings.remedy("listen"))),
+        NetError::NoSuchAddress(_) => failure.hint(settings.remedy("listen")),
+        NetError::Relay { .. } => failure.hint(settings.remedy("relays")),
+        NetError::Bind(_) => failure,
+    }
+}
+
 fn failure(error: MeshError) -> Failure {
     match &error {
         MeshError::Ticket(TicketError::Version(_)) => {
@@ -348,6 +360,7 @@ fn failure(error: MeshError) -> Failure {
         MeshError::Join(JoinError::Refused(_))
         | MeshError::NotAllowed { .. }
         | MeshError::StoreExists(_)
+        | MeshError::Reserved
         | MeshError::ChatExists(_)
         | MeshError::Kind(_)
         | MeshError::Genesis(_)
@@ -387,7 +400,8 @@ impl Host for Daemon {
 
     fn in_mesh(&self) -> Option<InMesh> {
         let mesh = self.mesh.load_full()?;
-        Some(InMesh { id: mesh.id(), name: mesh.name(), role: mesh.role().unwrap_or(Role::Reader) })
+        let (role, ended) = (mesh.role().unwrap_or(Role::Reader), mesh.ended());
+        Some(InMesh { id: mesh.id(), name: mesh.name(), role, ended })
     }
 
     fn registry(&self) -> Option<Arc<Registry>> {
@@ -470,15 +484,16 @@ impl Host for Daemon {
 
     async fn rekey(&self, rejoin: bool) -> Result<Rekeyed, Failure> {
         let _one = self.changing.lock().await;
-        let mesh = self.mesh()?;
+        // Without a mesh nobody can be told of a new key; to join under one needs none.
+        let mesh = if rejoin { self.mesh.load_full() } else { Some(self.mesh()?) };
         let key = self.directory.successor().map_err(Failure::failed)?;
         let node = NodeId(key.verifying_key().to_bytes());
-        let rejoin = rejoin || !mesh.can_hand_over(&node);
-        if !rejoin {
+        let rejoin = rejoin || !mesh.as_ref().is_some_and(|mesh| mesh.can_hand_over(&node));
+        if let Some(mesh) = mesh.as_ref().filter(|_| !rejoin) {
             mesh.hand_over(&key).await.map_err(failure)?;
         }
         let kept = self.directory.succeed().map_err(Failure::failed)?;
-        if rejoin {
+        if let Some(mesh) = mesh.filter(|_| rejoin) {
             self.registry.store(None);
             self.mesh.store(None);
             mesh.forget().await.map_err(failure)?;

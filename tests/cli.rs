@@ -105,6 +105,9 @@ fn what_is_not_understood_exits_with_2_and_help_with_0() {
     refused(&node, &["mesh", "invite", "--expires", "soon"], USAGE);
     assert!(node.lattice(&["--help"]).contains("Exit codes:"));
     assert!(node.lattice(&["kv", "put", "--help"]).contains("Examples:"));
+    // The data directory comes from the environment: it is not asked for.
+    let said = refused(&node, &["kv", "get"], USAGE);
+    assert!(said.contains("Usage: lattice kv get") && !said.contains("--data"), "{said}");
 }
 
 #[test]
@@ -128,7 +131,8 @@ fn a_mount_that_can_not_be_is_refused_and_the_node_does_not_stay() {
     let node = Node::here();
     let missing = node.mount().join("missing");
     let said = refused(&node, &["up", missing.to_str().unwrap(), "--listen", "127.0.0.1:0"], REFUSED);
-    assert!(said.contains("does not exist"), "{said}");
+    assert!(said.contains("does not exist") && said.contains("mkdir -p"), "{said}");
+    assert!(!node.data().exists(), "it was refused and leaves a data directory behind");
     refused(&node, &["status"], NOT_RUNNING);
     std::fs::write(node.mount().join("file"), "in the way").unwrap();
     let said = refused(&node, &["up", node.mount().to_str().unwrap(), "--listen", "127.0.0.1:0"], REFUSED);
@@ -145,6 +149,21 @@ fn a_port_that_another_program_has_is_named() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(matches!(output.status.code(), Some(FAILED | REFUSED)), "{said}");
     assert!(said.contains(&taken.local_addr().unwrap().port().to_string()) && said.contains("in use"), "{said}");
+}
+
+#[test]
+fn a_setting_that_keeps_the_node_off_the_network_is_named_where_it_was_set() {
+    let node = Node::here();
+    std::fs::create_dir(node.data()).unwrap();
+    std::fs::write(node.data().join("config.toml"), "name = \"a\"\nlisten = \"198.51.100.1:0\"\n").unwrap();
+    let said = refused(&node, &["up", "--no-mount"], REFUSED);
+    assert!(said.contains("no address 198.51.100.1") && said.contains("hint: correct line 2 of "), "{said}");
+    assert!(!said.contains("--listen"), "{said}");
+    let said = refused(&node, &["up", "--no-mount", "--listen", "198.51.100.2:0"], REFUSED);
+    assert!(said.contains("hint: give another --listen"), "{said}");
+    let output = node.command(&["up", "--no-mount"]).env("LATTICE_LISTEN", "198.51.100.3:0").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("hint: correct or unset LATTICE_LISTEN"), "{said}");
 }
 
 #[test]
@@ -319,6 +338,41 @@ fn a_value_goes_in_by_argument_file_and_stdin_and_comes_out_as_it_was() {
     refused(&node, &["kv", "get", "x", "--store", "chat"], REFUSED);
 }
 
+#[test]
+fn a_key_may_be_named_by_its_file_on_the_mount_which_names_the_store_too() {
+    let node = with_mesh();
+    node.lattice(&["store", "create", "photos"]);
+    let photo = node.mount().join("stores/photos/keys/2026/cat");
+    let photo = photo.to_str().unwrap();
+    node.lattice(&["kv", "put", photo, "purr\n"]);
+    assert_eq!(std::fs::read_to_string(photo).unwrap(), "purr\n");
+    assert_eq!(node.lattice(&["kv", "get", "2026/cat", "--store", "photos"]), "purr\n");
+    assert_eq!(node.lattice(&["kv", "get", photo]), "purr\n");
+    let then = json(&node, &["kv", "list", photo])["heads"][0]["hash"].as_str().unwrap().to_owned();
+    node.lattice(&["kv", "put", photo, "hiss\n"]);
+    let above = format!("{}/", node.mount().join("stores/photos/keys/2026").display());
+    assert_eq!(node.lattice(&["kv", "list", &above]), "2026/cat\n");
+    for path in [photo, &above] {
+        assert_eq!(lines(&node.lattice(&["log", path, "--json"])).len(), 2, "{path}");
+        assert!(node.lattice(&["diff", path]).contains("-purr\n+hiss\n"), "{path}");
+    }
+    assert!(node.lattice(&["blame", photo]).contains("hiss"));
+    node.lattice(&["restore", photo, "--at", &then, "--store", "photos"]);
+    assert_eq!(std::fs::read_to_string(photo).unwrap(), "purr\n");
+    node.lattice(&["kv", "delete", photo]);
+    assert!(!Path::new(photo).exists());
+    for command in ["show", "list"] {
+        refused(&node, &["conflicts", command, photo], NOT_FOUND);
+    }
+
+    let outside = refused(&node, &["kv", "get", "/etc/passwd"], USAGE);
+    assert!(outside.contains("lies in no mount of this node"), "{outside}");
+    let room = node.mount().join("chat/lobby");
+    assert!(refused(&node, &["blame", room.to_str().unwrap()], USAGE).contains("is no key's file"));
+    let other = refused(&node, &["kv", "get", node.key("a").to_str().unwrap(), "--store", "photos"], USAGE);
+    assert!(other.contains("is in the store 'home', not in 'photos'"), "{other}");
+}
+
 /// Two members that have both written the key while neither could hear of the other's write; the first node runs.
 fn conflicted(key: &str) -> [Node<'static>; 2] {
     let nodes = [with_mesh(), Node::here()];
@@ -340,12 +394,15 @@ fn conflicted(key: &str) -> [Node<'static>; 2] {
 #[test]
 fn a_key_that_needs_a_person_says_so_when_it_is_read_and_when_it_is_settled() {
     let [node, other] = conflicted("notes/a b");
+    let status = node.lattice(&["status"]);
+    let line = status.lines().find(|line| line.starts_with("conflicts ")).unwrap_or_else(|| panic!("{status}"));
+    assert!(line.contains("1 key was changed in two places at once") && line.ends_with(" conflicts`"), "{line}");
     let get = node.attempt(&["kv", "get", "notes/a b"]);
     assert!(get.status.success());
     assert_eq!(out(&get), "ours");
     let said = String::from_utf8_lossy(&get.stderr).into_owned();
     assert!(said.contains("note: notes/a b has 2 heads"), "{said}");
-    assert!(hinted(&said)[0].ends_with("conflicts home 'notes/a b'"), "{said}");
+    assert!(hinted(&said)[0].ends_with("conflicts --store home 'notes/a b'"), "{said}");
     let get = node.attempt(&["kv", "get", "notes/a b", "--json"]);
     assert!(get.stderr.is_empty());
     let heads: Value = serde_json::from_slice(&get.stdout).unwrap();
@@ -358,6 +415,7 @@ fn a_key_that_needs_a_person_says_so_when_it_is_read_and_when_it_is_settled() {
     let said = String::from_utf8_lossy(&put.stderr).into_owned();
     assert!(said.contains("had 2 heads; all of them are superseded now:") && said.contains(&theirs[..8]), "{said}");
     eventually("it is settled there, too", || json(&other, &["store", "status", "home"])["conflicts"] == 0);
+    assert!(!node.lattice(&["status"]).contains("\nconflicts "), "nothing needs a person");
     let deleted = node.attempt(&["kv", "delete", "notes/a b"]);
     assert!(deleted.status.success() && deleted.stderr.is_empty(), "one head is nothing to speak of");
     assert_eq!(json(&node, &["kv", "put", "c", "1"])["superseded"].as_array().unwrap().len(), 0);
@@ -462,6 +520,13 @@ fn stores_come_and_go_by_name() {
     node.lattice(&["store", "delete", "photos", "--yes"]);
     eventually("the store is gone", || names() == ["chat", "home"]);
     refused(&node, &["store", "delete", "photos", "--yes"], NOT_FOUND);
+    let does: Vec<_> =
+        lines(&node.lattice(&["log", "root", "--json"])).iter().map(|entry| entry["does"].clone()).collect();
+    assert_eq!(does[1][0], "create the store photos (kv)");
+    assert!(does[2][0].as_str().unwrap().starts_with("delete the store photos ("), "{does:?}");
+    let said = refused(&node, &["store", "create", "root"], REFUSED);
+    assert!(said.contains("'root' is the mesh's own store"), "{said}");
+    assert_eq!(names(), ["chat", "home"]);
 }
 
 #[test]
@@ -639,7 +704,8 @@ fn a_join_that_waits_returns_when_all_has_come() {
     let token = inviter.lattice(&["mesh", "invite"]);
     let joiner = Node::here();
     joiner.up();
-    joiner.lattice(&["mesh", "join", token.trim(), "--wait"]);
+    let said = joiner.lattice(&["mesh", "join", token.trim(), "--wait"]);
+    assert!(said.starts_with("joined ours (") && said.ends_with("2 members\n"), "{said}");
     assert_eq!(std::fs::read_to_string(joiner.key("file499")).unwrap(), "499");
     assert!(std::fs::read(joiner.key("large")).unwrap() == large, "the content differs");
     let home = json(&joiner, &["store", "status", "home"]);
@@ -744,7 +810,11 @@ fn a_reader_only_reads_only_admins_decide_and_a_removal_says_what_still_counts()
     assert!(said.contains("writer) is removed") && said.contains("counts everywhere"), "{said}");
     assert!(said.contains("no terminal") && said.contains("--yes"), "{said}");
     assert_eq!(json(&first, &["mesh", "status"])["members"], 2);
+    let nobody = refused(&first, &["mesh", "revoke", "nobody"], NOT_FOUND);
+    assert!(nobody.contains("there is no member 'nobody'") && !nobody.contains("is removed"), "{nobody}");
     first.lattice(&["mesh", "revoke", &id, "--yes"]);
+    let again = refused(&first, &["mesh", "revoke", &id], REFUSED);
+    assert!(again.contains("a member no more") && !again.contains("--yes"), "{again}");
     assert_eq!(json(&first, &["mesh", "status"])["members"], 1);
     eventually("its link is closed", || json(&first, &["mesh", "status"])["online"] == 0);
     assert!(first.key("key").exists(), "what it wrote stays");

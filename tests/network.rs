@@ -2,7 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests wait on the real clock")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, and says what it measured")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use iroh::endpoint::{Connection, presets};
 use iroh::{Endpoint, EndpointAddr, EndpointId, RelayMode, SecretKey, TransportAddr};
 use lattice::blobs::{Blobs, Payloads};
 use lattice::ids::{Hash, MeshId, NodeId, StoreId};
-use lattice::net::iroh::{NetError, Node, Options, Relays, close};
+use lattice::net::iroh::{NetError, Node, Options, Refused, Relays, close};
 use lattice::net::join::{self, JoinDesk, JoinError, Refusal, Request, Welcome};
 use lattice::net::link::{Command, Event, Network};
 use lattice::net::ticket::{Contact, Secret, Ticket};
@@ -501,7 +501,7 @@ fn who_is_a_member_no_more_loses_every_open_connection_and_gets_no_new_one() {
 }
 
 #[test]
-fn who_is_refused_knows_by_whom_until_it_is_taken_again() {
+fn who_is_refused_knows_by_whom_and_whether_for_a_fork_until_it_is_taken_again() {
     runtime().block_on(async {
         let said = |node: &Arc<Node>| node.refusing();
         let (mut a, mut b) = (Station::new(1, &[1, 2]).await, Station::new(2, &[1, 2]).await);
@@ -511,16 +511,34 @@ fn who_is_refused_knows_by_whom_until_it_is_taken_again() {
         assert!(said(&b.node).borrow().is_empty());
         a.membership.store(Arc::new(members(&[1])));
         a.node.membership_changed();
-        timeout(PATIENCE, said(&b.node).wait_for(|by| by.contains(&id(1)))).await.unwrap().unwrap();
+        let (stranger, forked) = (Some(&Refused::NotAMember), Some(&Refused::Forked));
+        timeout(PATIENCE, said(&b.node).wait_for(|by| by.get(&id(1)) == stranger)).await.unwrap().unwrap();
+        // A link is closed so, and a dial is answered so.
         a.membership.store(Arc::new(members(&[1, 2])));
-        timeout(PATIENCE, said(&b.node).wait_for(BTreeSet::is_empty)).await.unwrap().unwrap();
+        b.lost(id(1)).await;
+        b.connected(id(1)).await;
+        let mut proven = members(&[1, 2]);
+        let member = proven.members.get_mut(&id(2)).unwrap();
+        (member.left, member.removed, member.forked) = (true, true, true);
+        a.membership.store(Arc::new(proven));
+        a.node.membership_changed();
+        timeout(PATIENCE, said(&b.node).wait_for(|by| by.get(&id(1)) == forked)).await.unwrap().unwrap();
+        a.membership.store(Arc::new(members(&[1])));
+        timeout(PATIENCE, said(&b.node).wait_for(|by| by.get(&id(1)) == stranger)).await.unwrap().unwrap();
+        let mut proven = members(&[1, 2]);
+        let member = proven.members.get_mut(&id(2)).unwrap();
+        (member.left, member.forked) = (true, true);
+        a.membership.store(Arc::new(proven));
+        timeout(PATIENCE, said(&b.node).wait_for(|by| by.get(&id(1)) == forked)).await.unwrap().unwrap();
+        a.membership.store(Arc::new(members(&[1, 2])));
+        timeout(PATIENCE, said(&b.node).wait_for(BTreeMap::is_empty)).await.unwrap().unwrap();
         b.lost(id(1)).await;
         b.connected(id(1)).await;
 
         // Nor does it need a link first.
-        let stranger = Station::new(3, &[1, 3]).await;
-        stranger.want(&[a.at()]).await;
-        timeout(PATIENCE, said(&stranger.node).wait_for(|by| by.contains(&id(1)))).await.unwrap().unwrap();
+        let third = Station::new(3, &[1, 3]).await;
+        third.want(&[a.at()]).await;
+        timeout(PATIENCE, said(&third.node).wait_for(|by| by.get(&id(1)) == stranger)).await.unwrap().unwrap();
         assert!(said(&a.node).borrow().is_empty());
     });
 }
@@ -714,6 +732,8 @@ fn each_refusal_reaches_the_joiner_with_a_sentence_of_its_own() {
             Refusal::Gone,
             Refusal::Name { name: "x/y".to_owned(), why: "it has a slash".to_owned() },
             Refusal::Failed("disk full".to_owned()),
+            Refusal::Removed { name: "laptop".to_owned() },
+            Refusal::Forked,
         ];
         let mut sentences = Vec::new();
         for refusal in refusals {

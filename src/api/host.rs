@@ -51,6 +51,8 @@ pub struct InMesh {
     pub name: String,
     /// This node's role.
     pub role: Role,
+    /// If the others let this node in no more: a sentence that says why and what to do.
+    pub ended: Option<String>,
 }
 
 /// A file or directory of something that this node no longer has.
@@ -129,7 +131,8 @@ pub trait Host: Send + Sync + 'static {
     /// Deletes a store on all nodes.
     async fn delete_store(&self, name: String) -> Result<(), Failure>;
 
-    /// Goes on under a new key from the next start: with `rejoin`, or if the old one is no member, as one that has to join again.
+    /// Goes on under a new key from the next start: with `rejoin`, or if the old one is no member, as one that has to join again. Without
+    /// a mesh only with `rejoin`.
     async fn rekey(&self, rejoin: bool) -> Result<Rekeyed, Failure>;
 
     /// Makes a store's file here anew, from what is sound in it and what the other members have; `None` if there is no such store.

@@ -96,6 +96,15 @@ fn absent(path: &[u8]) -> Failure {
     Failure::not_found(format!("there is no key '{}'", shown(path))).hint("`lattice kv list` names them")
 }
 
+/// Refuses a path at and below which nothing ever was: there is nothing to tell of its past. The empty path is the whole store.
+pub(super) fn ever(keys: &Keys, path: &[u8]) -> Result<(), Failure> {
+    if path.is_empty() || keys.was_ever(path)? {
+        return Ok(());
+    }
+    Err(Failure::not_found(format!("nothing was ever at or below '{}'", shown(path)))
+        .hint("`lattice kv list` names the keys that there are, `lattice log` those that there were"))
+}
+
 /// The heads of a key that has a value; a directory that only keys below it imply has none.
 fn found(keys: &Keys, path: &[u8]) -> Result<Heads, Failure> {
     kv::check_path(path).map_err(KvError::from)?;

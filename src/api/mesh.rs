@@ -30,6 +30,7 @@ pub(super) fn info(host: &dyn Host) -> Option<MeshInfo> {
         id: mesh.id.0.to_vec(),
         name: mesh.name,
         role: mesh.role.to_string(),
+        ended: mesh.ended,
         members: count(&|peer| !peer.left).unwrap_or(u32::MAX),
         online: count(&|peer| peer.online && !peer.me).unwrap_or(u32::MAX),
     })

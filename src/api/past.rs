@@ -9,9 +9,9 @@ use tonic::{Request, Response, Status};
 
 use super::failure::{Failure, Kind};
 use super::host::Host;
-use super::kv::{answer, described, keys_of, send, shown};
+use super::kv::{answer, described, ever, keys_of, send, shown};
 use super::mesh;
-use super::stores::{Answers, ROOT, blocking, one, registry, told};
+use super::stores::{Answers, blocking, one, registry, told};
 use super::wire::{
     self, GetPart, HeadName, KeyThen, ReadVersionRequest, RestoreReply, RestoreRequest, ShowReply, ShowRequest,
     ThenRequest, UndoReply, UndoRequest, Version, VersionsRequest, Write, moment::What, past_server::Past,
@@ -21,6 +21,7 @@ use crate::ids::Hash;
 use crate::replication::entry::Entry;
 use crate::replication::log::{Log, Origin};
 use crate::stores::kv::{self, HeadId, KvError, Lens, Moment, Node, Op};
+use crate::stores::root::names::ROOT;
 use crate::stores::{Kv as Keys, Registry};
 
 /// Keys read from a store at once.
@@ -86,7 +87,7 @@ fn show(registry: &Registry, request: &ShowRequest) -> Result<ShowReply, Failure
         Some(keys) => writes(&keys, &entry)?,
         None => Vec::new(),
     };
-    Ok(ShowReply { store, kind: log.kind().to_owned(), entry: Some(told(&log, &entry, noop)), writes })
+    Ok(ShowReply { store, kind: log.kind().to_owned(), entry: Some(told(registry, &log, &entry, noop)), writes })
 }
 
 fn writes(keys: &Keys, entry: &Entry) -> Result<Vec<Write>, Failure> {
@@ -106,6 +107,7 @@ fn writes(keys: &Keys, entry: &Entry) -> Result<Vec<Write>, Failure> {
 
 fn then(keys: &Keys, request: ThenRequest, answers: &mpsc::Sender<Result<KeyThen, Status>>) -> Result<(), Failure> {
     let lens = Lens::At(moment(keys, request.moment)?);
+    ever(keys, &request.path)?;
     let mut after: Option<Vec<u8>> = None;
     loop {
         let page = keys.scan_through(&lens, &request.path, after.as_deref(), PAGE)?;
@@ -153,6 +155,7 @@ fn restore(keys: &Keys, request: RestoreRequest) -> Result<RestoreReply, Failure
         kv::check_path(&path).map_err(KvError::from)?;
     }
     let moment = moment(keys, when)?;
+    ever(keys, &path)?;
     let was = keys.node_through(&Lens::At(moment.clone()), &path)?;
     if was.is_none() {
         return Err(Failure::not_found(format!("there was no '{}' at that moment", shown(&path)))

@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status};
 
 use super::failure::{Failure, Kind};
 use super::host::{Host, Leftover};
+use super::kv::ever;
 use super::mesh::no_mesh;
 use super::wire::{
     self, CreateReply, CreateRequest, DeleteStoreReply, DeleteStoreRequest, LogEntry, LogRequest, PurgeReply,
@@ -19,16 +20,15 @@ use super::wire::{
     stores_server::Stores,
 };
 use crate::clock::Hlc;
-use crate::ids::Hash;
-use crate::replication::database::Flow;
+use crate::ids::{Hash, StoreId};
+use crate::replication::database::{DatabaseError, Flow};
 use crate::replication::entry::Entry;
 use crate::replication::log::{Log, Verified};
 use crate::replication::replica::Snapshot;
 use crate::stores::registry::StoreInfo;
-use crate::stores::{Kv as Keys, Registry, describe};
+use crate::stores::root::names::ROOT;
+use crate::stores::{Kv as Keys, Registry, RegistryError, describe};
 
-/// The mesh's own store, as `lattice log` names it.
-pub(super) const ROOT: &str = "root";
 /// Entries read from a log at once.
 const PAGE: usize = 1_000;
 /// Answers of a stream that wait for a slow reader.
@@ -117,6 +117,17 @@ fn verified(registry: &Registry, info: StoreInfo) -> Result<wire::Verified, Fail
     Ok(wire::Verified { name: info.name, entries, excluded, faults })
 }
 
+/// Whether nothing is wrong with a store that would take a new file: it is open, takes writes, and all in it is as it should be.
+fn is_sound(registry: &Registry, id: &StoreId) -> Result<bool, Failure> {
+    let takes_writes = registry.log(id).is_some_and(|log| log.database().trouble().is_none());
+    match registry.verify(id) {
+        Ok(found) => Ok(takes_writes && found.is_some_and(|found| found.faults.is_empty())),
+        Err(RegistryError::Database(DatabaseError::Corrupt { .. })) => Ok(false),
+        Err(error) => Err(Failure::failed(format!("whether the store is damaged can't be told: {error}"))
+            .hint("`lattice store repair NAME --force` makes its file anew without looking")),
+    }
+}
+
 pub(super) fn one(registry: &Registry, name: &str) -> Result<Arc<Log>, Failure> {
     let id = if name == ROOT {
         registry.mesh().root()
@@ -128,8 +139,10 @@ pub(super) fn one(registry: &Registry, name: &str) -> Result<Arc<Log>, Failure> 
     registry.log(&id).ok_or_else(|| not_open(registry, name, "any"))
 }
 
-pub(super) fn told(log: &Log, entry: &Entry, noop: Option<String>) -> LogEntry {
+pub(super) fn told(registry: &Registry, log: &Log, entry: &Entry, noop: Option<String>) -> LogEntry {
     let header = entry.header();
+    let root = registry.root();
+    let does = if log.store() == root.log().store() { root.describe(entry) } else { describe(log.kind(), entry) };
     LogEntry {
         hash: entry.hash().0.to_vec(),
         author: header.author.0.to_vec(),
@@ -138,7 +151,7 @@ pub(super) fn told(log: &Log, entry: &Entry, noop: Option<String>) -> LogEntry {
         hlc: header.hlc.0,
         parents: header.parents().map(|parent| parent.0.to_vec()).collect(),
         size: header.payload_len,
-        does: describe(log.kind(), entry),
+        does,
         noop,
     }
 }
@@ -149,7 +162,12 @@ type Sender = mpsc::Sender<Result<LogEntry, Status>>;
 struct Gone;
 
 /// Sends the entries that are there, the last `last` of them if not 0, and gives their hashes.
-fn present(log: &Log, last: u64, answers: &Sender) -> Result<Result<HashSet<Hash>, Gone>, Failure> {
+fn present(
+    registry: &Registry,
+    log: &Log,
+    last: u64,
+    answers: &Sender,
+) -> Result<Result<HashSet<Hash>, Gone>, Failure> {
     let mut sent = HashSet::new();
     let mut from = (Hlc(0), Hash([0; 32]));
     if last > 0 {
@@ -173,7 +191,7 @@ fn present(log: &Log, last: u64, answers: &Sender) -> Result<Result<HashSet<Hash
         for (_, hash) in &page {
             if let Some(entry) = log.get(&view, hash)?.filter(|_| sent.insert(*hash)) {
                 let noop = log.noop(&view, hash)?;
-                entries.push(told(log, &entry, noop));
+                entries.push(told(registry, log, &entry, noop));
             }
         }
         drop(view);
@@ -190,14 +208,25 @@ fn present(log: &Log, last: u64, answers: &Sender) -> Result<Result<HashSet<Hash
 }
 
 /// The same of those that wrote to a path or below it.
-fn present_at(keys: &Keys, path: &[u8], last: u64, answers: &Sender) -> Result<Result<HashSet<Hash>, Gone>, Failure> {
+fn present_at(
+    registry: &Registry,
+    keys: &Keys,
+    request: &LogRequest,
+    answers: &Sender,
+) -> Result<Result<HashSet<Hash>, Gone>, Failure> {
+    let LogRequest { path, last, follow, .. } = request;
+    let (last, follow) = (*last, *follow);
     let found = keys.entries_at(path)?;
+    // Who follows may wait for the first.
+    if found.is_empty() && !follow {
+        ever(keys, path)?;
+    }
     let before = found.len().saturating_sub(usize::try_from(last).unwrap_or(usize::MAX));
     let skipped = if last == 0 { 0 } else { before };
     for (_, hash) in found.iter().skip(skipped) {
         let view = keys.log().database().view()?;
         let Some(entry) = keys.log().get(&view, hash)? else { continue };
-        let entry = told(keys.log(), &entry, None);
+        let entry = told(registry, keys.log(), &entry, None);
         drop(view);
         if answers.blocking_send(Ok(entry)).is_err() {
             return Ok(Err(Gone));
@@ -211,6 +240,7 @@ fn is_within(path: &[u8], top: &[u8]) -> bool {
 }
 
 async fn follow(
+    registry: Arc<Registry>,
     log: Arc<Log>,
     keys: Option<Arc<Keys>>,
     request: LogRequest,
@@ -218,10 +248,10 @@ async fn follow(
     stop: CancellationToken,
 ) -> Result<(), Failure> {
     let mut events = log.subscribe();
-    let (scanned, told_to, path) = (log.clone(), answers.clone(), request.path.clone());
+    let (names, scanned, told_to, asked) = (registry.clone(), log.clone(), answers.clone(), request.clone());
     let sent = blocking(move || match keys {
-        Some(keys) => present_at(&keys, &path, request.last, &told_to),
-        None => present(&scanned, request.last, &told_to),
+        Some(keys) => present_at(&names, &keys, &asked, &told_to),
+        None => present(&names, &scanned, asked.last, &told_to),
     });
     let Ok(sent) = sent.await? else { return Ok(()) };
     if !request.follow {
@@ -239,7 +269,7 @@ async fn follow(
                 if !request.path.is_empty() && !writes().iter().any(|(path, _)| is_within(path, &request.path)) {
                     continue;
                 }
-                let entry = told(&log, &event.entry, event.effects.noop.clone());
+                let entry = told(&registry, &log, &event.entry, event.effects.noop.clone());
                 if answers.send(Ok(entry)).await.is_err() {
                     return Ok(());
                 }
@@ -291,7 +321,7 @@ impl Stores for Service {
     }
 
     async fn repair(&self, request: Request<RepairRequest>) -> Result<Response<RepairReply>, Status> {
-        let name = request.into_inner().store;
+        let RepairRequest { store: name, force } = request.into_inner();
         let registry = registry(self.host.as_ref())?;
         if name == ROOT {
             let why = "the root store's file can't be replaced while the node runs";
@@ -300,11 +330,18 @@ impl Stores for Service {
         }
         let found = registry.stores().into_iter().find(|store| store.name == name);
         let id = found.ok_or_else(|| not_open(&registry, &name, "any"))?.id;
+        if !force {
+            let checked = registry.clone();
+            if blocking(move || is_sound(&checked, &id)).await? {
+                return Ok(Response::new(RepairReply { sound: true, ..RepairReply::default() }));
+            }
+        }
         let host = Arc::clone(&self.host);
         // A caller that goes away does not leave it half done.
         let repairing = tokio::spawn(async move { host.repair_store(id).await });
         let repaired = repairing.await.map_err(Failure::failed)??.ok_or_else(|| not_open(&registry, &name, "any"))?;
-        Ok(Response::new(RepairReply { kept: repaired.kept, aside: repaired.aside.display().to_string() }))
+        let aside = repaired.aside.display().to_string();
+        Ok(Response::new(RepairReply { kept: repaired.kept, aside, sound: false }))
     }
 
     async fn list(&self, _: Request<StoresRequest>) -> Result<Response<StoresReply>, Status> {
@@ -327,7 +364,7 @@ impl Stores for Service {
         let (answers, stream) = mpsc::channel(WAITING);
         let stop = self.stop.clone();
         tokio::spawn(async move {
-            if let Err(failure) = follow(log, keys, request, &answers, stop).await {
+            if let Err(failure) = follow(registry, log, keys, request, &answers, stop).await {
                 // To a reader that is gone nothing can be told.
                 answers.send(Err(failure.into())).await.ok();
             }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use clap::Parser;
 use lattice::api::{self, Failure, Host, Kind};
-use lattice::config::{self, Directory, DirectoryError, Flags, Settings, default_data};
+use lattice::config::{self, Directory, DirectoryError, Flags, Settings, default_data, named_data};
 use lattice::daemon::Daemon;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,15 +20,15 @@ const EXAMPLES: &str = "\
 Examples:
   latticed --data /var/lib/lattice --mount /srv/mesh
 
---listen and --name are kept in config.toml. Stops in order at SIGTERM and SIGINT. Logs to stderr. Tells a service manager that sets NOTIFY_SOCKET when it is
+--listen and --name are kept in config.toml. Stops in order at SIGTERM and SIGINT. Logs to stderr. Tells a service manager that sets NOTIFY_SOCKET when it is \
 ready. `lattice up` does all of this for a person.";
 
 /// The daemon of one node of a lattice mesh.
 #[derive(Debug, Parser)]
 #[command(name = "latticed", version, after_help = EXAMPLES, max_term_width = 110)]
 struct Arguments {
-    /// The node's data directory [default: ~/.local/share/lattice]
-    #[arg(long, env = "LATTICE_DATA", hide_env_values = true, value_name = "DIR")]
+    /// The node's data directory [env: LATTICE_DATA] [default: ~/.local/share/lattice]
+    #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Mount the mesh here
     #[arg(long, value_name = "DIR")]
@@ -68,7 +68,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<(), Failure> {
-    let data = absolute(arguments.data.unwrap_or_else(default_data))?;
+    let data = absolute(arguments.data.or_else(named_data).unwrap_or_else(default_data))?;
     let mount = arguments.mount.map(absolute).transpose()?;
     let flags: Flags = [("listen", arguments.listen), ("name", arguments.name), ("log", arguments.log)]
         .into_iter()

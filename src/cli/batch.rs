@@ -7,19 +7,20 @@ use clap::Args;
 use serde::Deserialize;
 use serde_json::json;
 
+use super::key::HOME;
 use super::output::{escaped, hex};
 use super::{Context, Ended};
 use crate::api::wire::BatchPart;
 use crate::api::{Failure, Kind};
 
-const EXAMPLES: &str = r#"
+const EXAMPLES: &str = "\
 Examples:
   lattice kv batch changes.jsonl
-  echo '{"path": "a", "value": "1"} {"path": "b", "delete": true}' | tr ' ' '\n' | lattice kv batch
+  echo '{\"path\": \"a\", \"value\": \"1\"} {\"path\": \"b\", \"delete\": true}' | tr ' ' '\\n' | lattice kv batch
 
-A line is an object: `path` (or `path_hex`), and one of `value`, `value_base64` and `"delete": true`; with a value also `mode`, such as
-"0755". Either all lines count, also on every other machine, or none. They must fit one entry: 64 KiB, in which a value above 16 KiB takes
-little. Superseded are the versions that the keys have when the batch is written."#;
+A line is an object: `path` (or `path_hex`), and one of `value`, `value_base64` and `\"delete\": true`; with a value also `mode`, such as \
+\"0755\". Either all lines count, also on every other machine, or none. They must fit one entry: 64 KiB, in which a value above 16 KiB takes \
+little. Superseded are the versions that the keys have when the batch is written.";
 
 /// Write and delete several keys by one entry, from lines of JSON
 #[derive(Debug, Args)]
@@ -28,7 +29,7 @@ pub(super) struct Batch {
     /// The file that holds the lines [default: what stdin gives]
     file: Option<PathBuf>,
     /// The store
-    #[arg(long, short, default_value = "home", value_name = "NAME")]
+    #[arg(long, short, default_value = HOME, value_name = "NAME")]
     store: String,
 }
 

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
 
 use clap::Args;
 use serde_json::json;
 use similar::{Algorithm, DiffTag, capture_diff_slices};
 
+use super::key::{HOME, named};
 use super::output::{escaped, hex, short, utc};
 use super::past::{content, text};
 use super::{Context, Ended};
@@ -26,10 +26,10 @@ Of a merge of several versions, a line is of the first that had it.";
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Blame {
-    /// The key's path
+    /// The key's path, or the whole path of its file on the mount
     path: OsString,
     /// The store
-    #[arg(long, short, default_value = "home", value_name = "NAME")]
+    #[arg(long, short, default_value = HOME, value_name = "NAME")]
     store: String,
 }
 
@@ -79,7 +79,7 @@ fn ancestors(versions: &[Version], last: usize) -> Vec<usize> {
 impl Blame {
     pub(super) async fn run(self, context: &Context) -> Ended {
         let client = context.client().await?;
-        let (store, path) = (self.store, self.path.into_vec());
+        let (store, path) = named(&client, self.store, self.path).await?;
         let shown = shown(&client, &store, &path).await?;
         let mut stream = client.past().versions(VersionsRequest { store: store.clone(), path: path.clone() }).await?;
         let mut versions = Vec::new();

@@ -11,8 +11,8 @@ Examples:
   lattice config
   echo 'listen = \"0.0.0.0:7000\"' >> ~/.local/share/lattice/config.toml
 
-A setting is taken from the first of these that has it: a flag of `lattice up`, the environment, config.toml in the
-data directory, the default. A node reads them when it starts. What `lattice up` is told by --listen, --name and DIR when it
+A setting is taken from the first of these that has it: a flag of `lattice up`, the environment, config.toml in the \
+data directory, the default. A node reads them when it starts. What `lattice up` is told by --listen, --name and DIR when it \
 starts a node is kept in config.toml.";
 
 /// Show the settings, and where each came from

@@ -6,11 +6,12 @@ mod pick;
 mod show;
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 
 use clap::{Args, Subcommand};
 use globset::{GlobBuilder, GlobMatcher};
 
+use super::key::{HOME, all_named, names_store};
 use super::kv::described;
 use super::output::escaped;
 use super::{Context, Ended, json};
@@ -38,21 +39,22 @@ enum Action {
 const LIST: &str = "\
 Examples:
   lattice conflicts
-  lattice conflicts home notes/
+  lattice conflicts notes/
+  lattice conflicts --store photos
   lattice conflicts list --json | jq -r .path
 
-The first head of a key is the one that the mount shows. To settle a key, write it as usual, or copy the head that
+The first head of a key is the one that the mount shows. To settle a key, write it as usual, or copy the head that \
 you want over it: cp MOUNT/.heads/STORE/PATH/HEAD MOUNT/stores/STORE/keys/PATH; or see `lattice conflicts pick` and `merge`.";
 
 /// List the keys that were changed in two places at once, with all their heads
 #[derive(Debug, Args)]
 #[command(after_help = LIST)]
 struct List {
-    /// Only in this store
+    /// The keys: paths, directories, globs, or whole paths of files on the mount [default: all that need a person]
+    keys: Vec<OsString>,
+    /// The store [default: all]
+    #[arg(long, short, value_name = "NAME")]
     store: Option<String>,
-    /// Only keys that begin with it
-    #[arg(default_value = "", hide_default_value = true)]
-    prefix: OsString,
 }
 
 impl Conflicts {
@@ -70,20 +72,23 @@ impl Conflicts {
 impl List {
     async fn run(self, context: &Context) -> Ended {
         let client = context.client().await?;
-        let prefix = self.prefix.into_vec();
+        let mut keys = self.keys;
         let stores = match self.store {
-            Some(store) => vec![store],
-            None => {
+            store if store.is_some() || names_store(&keys) => {
+                let (store, of_it) = all_named(&client, store.unwrap_or_else(|| HOME.to_owned()), keys).await?;
+                keys = of_it;
+                vec![store]
+            }
+            _ => {
                 let stores = client.stores().list(StoresRequest {}).await?.into_inner().stores;
                 let kv = stores.into_iter().filter(|store| store.kind == "kv" && store.damaged.is_none());
                 kv.map(|store| store.name).collect()
             }
         };
+        let patterns = patterns(&keys)?;
         let mut none = true;
         for store in stores {
-            let request = ConflictsRequest { store: store.clone(), prefix: prefix.clone() };
-            let mut keys = client.kv().conflicts(request).await?.into_inner();
-            while let Some(key) = keys.message().await? {
+            for key in matching(&client, &store, &patterns).await? {
                 none = false;
                 if context.output.is_json() {
                     context.output.value(&json::key_of(&store, &key))?;
@@ -97,6 +102,9 @@ impl List {
                     context.output.line(format!("  {number}  {}", described(head, context)))?;
                 }
             }
+        }
+        if none && !patterns.is_empty() {
+            return Err(no_match().into());
         }
         if none {
             context.output.note("no conflicts");
@@ -125,9 +133,26 @@ impl Pattern {
     }
 }
 
+fn patterns(texts: &[OsString]) -> Result<Vec<Pattern>, Failure> {
+    texts.iter().map(|text| Pattern::new(text)).collect()
+}
+
+fn no_match() -> Failure {
+    Failure::not_found("no key that matches needs a person")
+        .hint("`lattice conflicts` lists those of all stores, with --store NAME those of one")
+}
+
+/// The keys of a store that need a person and match one of the texts, of which there must be some; without any text, all. Files on the mount
+/// name the store.
+async fn named(client: &Client, store: &mut String, texts: Vec<OsString>) -> Result<Vec<Key>, Failure> {
+    let (of, texts) = all_named(client, std::mem::take(store), texts).await?;
+    *store = of;
+    let found = matching(client, store, &patterns(&texts)?).await?;
+    if found.is_empty() && !texts.is_empty() { Err(no_match()) } else { Ok(found) }
+}
+
 /// The keys of a store that need a person and match one of the patterns; without any pattern, all.
-async fn matching(client: &Client, store: &str, patterns: &[OsString]) -> Result<Vec<Key>, Failure> {
-    let patterns = patterns.iter().map(|text| Pattern::new(text)).collect::<Result<Vec<_>, _>>()?;
+async fn matching(client: &Client, store: &str, patterns: &[Pattern]) -> Result<Vec<Key>, Failure> {
     let request = ConflictsRequest { store: store.to_owned(), prefix: Vec::new() };
     let mut keys = client.kv().conflicts(request).await?.into_inner();
     let mut found = Vec::new();
@@ -136,18 +161,17 @@ async fn matching(client: &Client, store: &str, patterns: &[OsString]) -> Result
             found.push(key);
         }
     }
-    if found.is_empty() && !patterns.is_empty() {
-        return Err(Failure::not_found("no key that matches needs a person").hint("`lattice conflicts` lists them"));
-    }
     Ok(found)
 }
 
 /// What is left for a person, if anything, as the command's end.
-fn left(left: &[Vec<u8>]) -> Ended {
-    let [first, rest @ ..] = left else { return Ok(()) };
-    let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
-    let said = format!("'{}'{more}: not settled", escaped(first));
-    Err(Failure::refused(said).hint("the notes above say why; `lattice conflicts show PATH` compares").into())
+fn left(left: &[(Vec<u8>, String)], context: &Context) -> Ended {
+    let said = |(path, why): &(Vec<u8>, String)| format!("'{}' is not settled: {why}", escaped(path));
+    let [rest @ .., last] = left else { return Ok(()) };
+    for other in rest {
+        context.output.remark(format!("note: {}", said(other)));
+    }
+    Err(Failure::refused(said(last)).hint("`lattice conflicts show PATH` compares the heads").into())
 }
 
 #[cfg(test)]

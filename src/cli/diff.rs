@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
 
 use clap::Args;
 
+use super::key::{HOME, below};
 use super::output::hex;
 use super::past::{Change, MOMENTS, moment, then};
 use super::{Context, Ended};
@@ -25,7 +25,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = format!("{EXAMPLES}{MOMENTS}"))]
 pub(super) struct Diff {
-    /// The key's path, or a directory's [default: the whole store]
+    /// The key's path, or a directory's, or the whole path of its file on the mount [default: the whole store]
     #[arg(default_value = "", hide_default_value = true)]
     path: OsString,
     /// From which moment
@@ -41,14 +41,14 @@ pub(super) struct Diff {
     #[arg(long = "to", value_name = "MOMENT")]
     until: Option<String>,
     /// The store
-    #[arg(long, short, default_value = "home", value_name = "NAME")]
+    #[arg(long, short, default_value = HOME, value_name = "NAME")]
     store: String,
 }
 
 impl Diff {
     pub(super) async fn run(self, context: &Context) -> Ended {
         let client = context.client().await?;
-        let path = self.path.into_vec();
+        let (store, path) = below(&client, self.store, self.path).await?;
         let from = self.from.or(self.at);
         let to = moment(self.to.or(self.until).as_deref().unwrap_or("now"));
         let (from, to) = match from {
@@ -59,18 +59,18 @@ impl Diff {
                     .into());
             }
             None => {
-                let request = LogRequest { store: self.store.clone(), last: 1, follow: false, path: path.clone() };
+                let request = LogRequest { store: store.clone(), last: 1, follow: false, path: path.clone() };
                 let last = client.stores().log(request).await?.into_inner().message().await?;
                 let last = last.ok_or_else(|| Failure::not_found("nothing was ever written there"))?;
                 let entry = |end: &str| wire::Moment { what: Some(What::Entry(format!("{}{end}", hex(&last.hash)))) };
                 (entry("^"), entry(""))
             }
         };
-        let before = then(&client, &self.store, &path, from).await?;
-        let after = then(&client, &self.store, &path, to).await?;
+        let before = then(&client, &store, &path, from).await?;
+        let after = then(&client, &store, &path, to).await?;
         let paths: BTreeSet<_> = before.keys().chain(after.keys()).collect();
         for path in paths {
-            let change = Change { store: &self.store, path, before: before.get(path), after: after.get(path) };
+            let change = Change { store: &store, path, before: before.get(path), after: after.get(path) };
             if change.is_none() {
                 continue;
             }

@@ -28,7 +28,10 @@ fn time(hlc: u64) -> String {
 }
 
 pub(super) fn mesh(mesh: &wire::MeshInfo) -> Value {
-    json!({"id": hex(&mesh.id), "name": mesh.name, "role": mesh.role, "members": mesh.members, "online": mesh.online})
+    json!({
+        "id": hex(&mesh.id), "name": mesh.name, "role": mesh.role, "members": mesh.members, "online": mesh.online,
+        "ended": mesh.ended,
+    })
 }
 
 pub(super) fn store(store: &wire::Store) -> Value {

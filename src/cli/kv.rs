@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::key::{HOME, named};
 use super::output::{escaped, size};
 use super::progress::Progress;
 use super::{Context, Ended, json};
@@ -32,7 +33,7 @@ pub(super) enum Kv {
 #[derive(Debug, Args)]
 struct Store {
     /// The store
-    #[arg(long, short, default_value = "home", value_name = "NAME")]
+    #[arg(long, short, default_value = HOME, value_name = "NAME")]
     store: String,
 }
 
@@ -48,7 +49,7 @@ Without --head it is the value that the mount shows. If the key has several head
 #[derive(Debug, Args)]
 #[command(after_help = GET)]
 pub(super) struct Get {
-    /// The key's path
+    /// The key's path, or the whole path of its file on the mount
     path: OsString,
     #[command(flatten)]
     store: Store,
@@ -63,14 +64,14 @@ Examples:
   date | lattice kv put notes/now
   lattice kv put photos/cat.jpg --file cat.jpg
 
-Returns when the value is on this machine's disk. Supersedes all heads that the key has here, and says so if there are
+Returns when the value is on this machine's disk. Supersedes all heads that the key has here, and says so if there are \
 several.";
 
 /// Write a key's value
 #[derive(Debug, Args)]
 #[command(after_help = PUT)]
 pub(super) struct Put {
-    /// The key's path
+    /// The key's path, or the whole path of its file on the mount
     path: OsString,
     /// The value [default: what stdin gives]
     #[arg(conflicts_with = "file", allow_negative_numbers = true)]
@@ -92,7 +93,7 @@ Supersedes all heads that the key has here, and says so if there are several.";
 #[derive(Debug, Args)]
 #[command(after_help = DELETE)]
 pub(super) struct Delete {
-    /// The key's path
+    /// The key's path, or the whole path of its file on the mount
     path: OsString,
     #[command(flatten)]
     store: Store,
@@ -109,7 +110,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = LIST)]
 pub(super) struct List {
-    /// Only keys that begin with it
+    /// Only keys that begin with it, or with the key of this file on the mount
     #[arg(default_value = "", hide_default_value = true)]
     prefix: OsString,
     /// With kind, mode, size, time and author
@@ -130,7 +131,7 @@ Goes on until it is stopped. `heads` means that only what lies beside the shown 
 #[derive(Debug, Args)]
 #[command(after_help = WATCH)]
 pub(super) struct Watch {
-    /// Only keys that begin with it
+    /// Only keys that begin with it, or with the key of this file on the mount
     #[arg(default_value = "", hide_default_value = true)]
     prefix: OsString,
     #[command(flatten)]
@@ -157,9 +158,11 @@ impl Kv {
 
 impl Get {
     async fn run(self, context: &Context) -> Ended {
-        let (store, path, chosen) = (self.store.store, self.path.into_vec(), !self.head.is_empty());
+        let client = context.client().await?;
+        let (store, path) = named(&client, self.store.store, self.path).await?;
+        let chosen = !self.head.is_empty();
         let request = GetRequest { store: store.clone(), path: path.clone(), head: self.head };
-        let mut parts = context.client().await?.kv().get(request).await?.into_inner();
+        let mut parts = client.kv().get(request).await?.into_inner();
         let first = parts.message().await?;
         let key = first.and_then(|first: GetPart| first.key).unwrap_or_default();
         let total = key.heads.first().map_or(0, |head| head.size);
@@ -192,7 +195,7 @@ impl Get {
                  `{}` lists them, --head prints one",
                 escaped(&path),
                 key.heads.len(),
-                context.typed(&format!("conflicts {store} {}", quoted(Path::new(OsStr::from_bytes(&path)))))
+                context.typed(&format!("conflicts --store {store} {}", quoted(Path::new(OsStr::from_bytes(&path)))))
             ));
         }
         Ok(())
@@ -227,7 +230,8 @@ fn with_value(mut key: Value, value: Vec<u8>) -> Value {
 
 impl Put {
     async fn run(self, context: &Context) -> Ended {
-        let path = self.path.into_vec();
+        let client = context.client().await?;
+        let (store, path) = named(&client, self.store.store, self.path).await?;
         let shown = escaped(&path);
         let (mut source, total): (Box<dyn Read + Send>, u64) = match (self.value, self.file) {
             (Some(value), _) => {
@@ -243,10 +247,10 @@ impl Put {
             }
             (None, None) => (Box::new(std::io::stdin()), 0),
         };
-        let mut client = context.client().await?.kv();
+        let mut client = client.kv();
         let (parts, stream) = mpsc::channel(4);
         let (told, mut sent) = mpsc::unbounded_channel();
-        let first = PutPart { store: self.store.store, path, ..PutPart::default() };
+        let first = PutPart { store, path, ..PutPart::default() };
         let read = tokio::task::spawn_blocking(move || {
             let mut part = first;
             loop {
@@ -285,10 +289,11 @@ impl Put {
 
 impl Delete {
     async fn run(self, context: &Context) -> Ended {
-        let path = self.path.into_vec();
+        let client = context.client().await?;
+        let (store, path) = named(&client, self.store.store, self.path).await?;
         let shown = escaped(&path);
-        let request = DeleteRequest { store: self.store.store, path };
-        let reply = context.client().await?.kv().delete(request).await?.into_inner();
+        let request = DeleteRequest { store, path };
+        let reply = client.kv().delete(request).await?.into_inner();
         let superseded: Vec<_> = reply.superseded.iter().map(json::head).collect();
         settled(context, &shown, &reply.superseded);
         let hash = super::output::hex(&reply.hash);
@@ -298,8 +303,10 @@ impl Delete {
 
 impl List {
     async fn run(self, context: &Context) -> Ended {
-        let request = ListRequest { store: self.store.store, prefix: self.prefix.into_vec() };
-        let mut keys = context.client().await?.kv().list(request).await?.into_inner();
+        let client = context.client().await?;
+        let (store, prefix) = named(&client, self.store.store, self.prefix).await?;
+        let request = ListRequest { store, prefix };
+        let mut keys = client.kv().list(request).await?.into_inner();
         let mut lines = Vec::new();
         while let Some(key) = keys.message().await? {
             if context.output.is_json() {
@@ -344,11 +351,13 @@ pub(super) fn described(head: &Head, context: &Context) -> String {
 
 impl Watch {
     async fn run(self, context: &Context) -> Ended {
-        let request = WatchRequest { store: self.store.store.clone(), prefix: self.prefix.into_vec() };
-        let mut changes = context.client().await?.kv().watch(request).await?.into_inner();
+        let client = context.client().await?;
+        let (store, prefix) = named(&client, self.store.store, self.prefix).await?;
+        let request = WatchRequest { store: store.clone(), prefix };
+        let mut changes = client.kv().watch(request).await?.into_inner();
         while let Some(change) = changes.message().await? {
             if change.what.is_empty() {
-                context.output.note(format!("watching {}; ctrl-c ends it", self.store.store));
+                context.output.note(format!("watching {store}; ctrl-c ends it"));
             } else if context.output.is_json() {
                 context.output.value(&json::change(&change))?;
             } else {

@@ -1,11 +1,12 @@
 //! `lattice log`: a store's entries.
 
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
 
 use clap::Args;
 
 use super::graph::draw;
+use super::key::{HOME, below};
 use super::output::{escaped, short, size};
 use super::{Context, Ended, json};
 use crate::api::wire::{LogEntry, LogRequest};
@@ -25,8 +26,8 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Log {
-    /// The store; `root` is the mesh's own
-    #[arg(default_value = "home")]
+    /// The store; `root` is the mesh's own. Or the whole path of a file on the mount, which names its key too
+    #[arg(default_value = HOME)]
     store: String,
     /// Only what wrote to this key, or below this directory
     #[arg(default_value = "", hide_default_value = true)]
@@ -51,9 +52,14 @@ pub(super) struct Log {
 
 impl Log {
     pub(super) async fn run(self, context: &Context) -> Ended {
-        let follow = self.follow;
-        let request = LogRequest { store: self.store, last: self.last, follow, path: self.path.into_vec() };
-        let mut entries = context.client().await?.stores().log(request).await?.into_inner();
+        let (client, follow) = (context.client().await?, self.follow);
+        let (store, path) = match Path::new(&self.store).is_absolute() {
+            true if self.path.is_empty() => (HOME.to_owned(), OsString::from(self.store)),
+            _ => (self.store, self.path),
+        };
+        let (store, path) = below(&client, store, path).await?;
+        let request = LogRequest { store, last: self.last, follow, path };
+        let mut entries = client.stores().log(request).await?.into_inner();
         if self.graph && !context.output.is_json() {
             let mut all = Vec::new();
             while let Some(entry) = entries.message().await? {

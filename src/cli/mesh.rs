@@ -52,7 +52,7 @@ Examples:
   lattice mesh invite --role reader --uses 10 --expires 7d
   token=$(lattice mesh invite)
 
-Whoever has the token can join: send it as you would send a password. A node of the mesh must be reachable when it
+Whoever has the token can join: send it as you would send a password. A node of the mesh must be reachable when it \
 is used.";
 
 /// Print a token with which another node can join
@@ -75,7 +75,7 @@ Examples:
   lattice mesh join TOKEN
   lattice mesh join TOKEN --wait
 
-Returns when the members and the list of stores are here; what the stores hold follows by itself. With --wait it returns
+Returns when the members and the list of stores are here; what the stores hold follows by itself. With --wait it returns \
 when that has come too.";
 
 /// Join the mesh that a token is for
@@ -94,7 +94,7 @@ Examples:
   lattice mesh revoke bob
   lattice mesh revoke 3f2a91c0 --yes     without asking
 
-Asks first. For admins. What the node wrote and this one has, stays; nothing it writes from now on counts anywhere. Its
+Asks first. For admins. What the node wrote and this one has, stays; nothing it writes from now on counts anywhere. Its \
 connections are closed, and it gets nothing new.";
 
 /// End another node's membership
@@ -113,8 +113,8 @@ Examples:
   lattice mesh role bob reader
   lattice mesh role bob admin
 
-For admins. Readers only read; writers write to every store; admins also invite, remove, and declare stores. Of one that
-may no longer write, what this node has stays. A node that was removed is let in again by a role; one that left
+For admins. Readers only read; writers write to every store; admins also invite, remove, and declare stores. Of one that \
+may no longer write, what this node has stays. A node that was removed is let in again by a role; one that left \
 is not. The only admin keeps its role: make another one first.";
 
 /// Give a member another role
@@ -132,7 +132,7 @@ Examples:
   lattice mesh leave
   lattice mesh leave --yes      without asking
 
-Asks first: no token lets this node in again, only a new node in another data directory. The others keep what it wrote. It keeps
+Asks first: no token lets this node in again, only a new node in another data directory. The others keep what it wrote. It keeps \
 its stores' files in its data directory, closed, until `lattice store purge`.";
 
 /// Leave the mesh
@@ -170,10 +170,15 @@ impl Mesh {
 
 /// The mesh and this node's place in it, for people.
 pub(super) fn described(mesh: &MeshInfo) -> String {
+    let online = if mesh.online == 1 { "1 other online".to_owned() } else { format!("{} others online", mesh.online) };
+    format!("{}, {online}", entered(mesh))
+}
+
+/// The same of a mesh that this node has only just come into: it is not linked with anyone yet.
+fn entered(mesh: &MeshInfo) -> String {
     let name = escaped(mesh.name.as_bytes());
     let members = if mesh.members == 1 { "1 member".to_owned() } else { format!("{} members", mesh.members) };
-    let online = if mesh.online == 1 { "1 other online".to_owned() } else { format!("{} others online", mesh.online) };
-    format!("{name} ({}), role {}, {members}, {online}", short(&mesh.id), mesh.role)
+    format!("{name} ({}), role {}, {members}", short(&mesh.id), mesh.role)
 }
 
 fn no_answer() -> Failure {
@@ -184,7 +189,7 @@ impl Init {
     async fn run(self, context: &Context) -> Ended {
         let reply = context.client().await?.mesh().init(InitRequest { name: self.name }).await?.into_inner();
         let mesh = reply.mesh.ok_or_else(no_answer)?;
-        context.output.either(&json::mesh(&mesh), format!("founded {}", described(&mesh)))?;
+        context.output.either(&json::mesh(&mesh), format!("founded {}", entered(&mesh)))?;
         context.output.note(format!("another node joins with what `{}` prints", context.typed("mesh invite")));
         Ok(())
     }
@@ -223,7 +228,7 @@ impl Join {
             first_sync(context, &mut progress).await?;
         }
         drop(progress);
-        context.output.either(&json::mesh(&mesh), format!("joined {}", described(&mesh)))
+        context.output.either(&json::mesh(&mesh), format!("joined {}", entered(&mesh)))
     }
 }
 
@@ -292,18 +297,35 @@ impl Leave {
     }
 }
 
+/// The present member of this name, or whose id begins so: nobody is asked whether to remove one that is not there.
+fn member<'a>(peers: &'a [Peer], text: &str) -> Result<&'a Peer, Failure> {
+    let begins = |peer: &&Peer| text.len() >= 4 && hex(&peer.id).starts_with(text);
+    let mut found = peers.iter().filter(begins);
+    let shown = escaped(text.as_bytes());
+    let peer = match (peers.iter().find(|peer| peer.name == text), found.next(), found.next()) {
+        (Some(peer), ..) | (None, Some(peer), None) => peer,
+        (None, Some(_), Some(_)) => {
+            return Err(
+                Failure::refused(format!("several members' ids begin with '{shown}'")).hint("give more of the id")
+            );
+        }
+        (None, None, _) => {
+            return Err(Failure::not_found(format!("there is no member '{shown}'")).hint("`lattice peers` lists them"));
+        }
+    };
+    if peer.left {
+        let gone = format!("'{}' is a member no more", escaped(peer.name.as_bytes()));
+        return Err(Failure::refused(gone).hint("`lattice peers` lists who is"));
+    }
+    Ok(peer)
+}
+
 /// What a removal means, for whoever is asked.
 async fn ending(client: &Client, node: &str) -> Result<String, Failure> {
     let peers = client.mesh().peers(PeersRequest {}).await?.into_inner().peers;
-    let known = |peer: &&Peer| peer.name == node || hex(&peer.id).starts_with(&node.to_lowercase());
-    let peer = peers.iter().find(|peer| peer.name == node).or_else(|| peers.iter().find(known));
-    let (who, unseen) = match peer {
-        Some(peer) => {
-            let who = format!("{} ({}, {})", escaped(peer.name.as_bytes()), short(&peer.id), peer.role);
-            (who, if peer.online { "" } else { " It is not online: what it wrote and no other has yet is not kept." })
-        }
-        None => (escaped(node.as_bytes()), ""),
-    };
+    let peer = member(&peers, node)?;
+    let who = format!("{} ({}, {})", escaped(peer.name.as_bytes()), short(&peer.id), peer.role);
+    let unseen = if peer.online { "" } else { " It is not online: what it wrote and no other has yet is not kept." };
     Ok(format!(
         "{who} is removed from the mesh. What this node has of its entries stays and counts everywhere; what it writes from now on, \
          or wrote and this node has not, counts nowhere. Its connections are closed, and it gets nothing new; what it has, it can \
@@ -349,7 +371,8 @@ impl Status {
         let Some(mesh) = status.mesh else {
             return Err(in_none(context).into());
         };
-        context.output.either(&json::mesh(&mesh), described(&mesh))
+        let warning = mesh.ended.as_ref().map(|ended| format!("\n{}", context.output.warning(ended)));
+        context.output.either(&json::mesh(&mesh), described(&mesh) + &warning.unwrap_or_default())
     }
 }
 

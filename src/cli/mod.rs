@@ -11,6 +11,7 @@ mod diff;
 mod doctor;
 mod graph;
 mod json;
+mod key;
 mod kv;
 mod log;
 mod mesh;
@@ -45,7 +46,7 @@ Examples:
 
 Exit codes:
   0  done
-  1  something broke: the disk, a bug
+  1  something broke: the disk, a bug; or `doctor` or `store verify` found something wrong
   2  the command or a setting was not understood
   3  no node runs in the data directory
   4  what was named is not there
@@ -56,8 +57,9 @@ Exit codes:
 #[derive(Debug, Parser)]
 #[command(name = "lattice", version, arg_required_else_help = true, after_help = EXAMPLES, max_term_width = 110)]
 struct Lattice {
-    /// The node's data directory: one directory, one node [default: ~/.local/share/lattice]
-    #[arg(long, global = true, env = "LATTICE_DATA", hide_env_values = true, value_name = "DIR")]
+    // Not `env`: the parser would show it as required in the usage of what lacks something else.
+    /// The node's data directory: one directory, one node [env: LATTICE_DATA] [default: ~/.local/share/lattice]
+    #[arg(long, global = true, value_name = "DIR")]
     data: Option<PathBuf>,
 
     /// Print JSON: lists as one array, streams as one object a line; errors too, on stderr
@@ -148,7 +150,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    let data = lattice.data.clone().unwrap_or_else(crate::config::default_data);
+    let data = lattice.data.clone().or_else(crate::config::named_data).unwrap_or_else(crate::config::default_data);
     let data = std::path::absolute(&data)
         .map_err(|error| Failure::new(crate::api::Kind::Usage, format!("{}: {error}", data.display())));
     let output = output.json(lattice.json).node(data.clone().ok());
@@ -225,6 +227,19 @@ mod tests {
         let command = Lattice::command();
         command.clone().debug_assert();
         each(&command);
+    }
+
+    #[test]
+    fn a_paragraph_of_the_help_is_one_line_so_that_only_the_terminals_width_wraps_it() {
+        fn each(command: &clap::Command) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let text = |line: &str| !line.is_empty() && !line.starts_with(' ') && !line.ends_with(':');
+            for pair in help.lines().collect::<Vec<_>>().windows(2) {
+                assert!(!(text(pair[0]) && text(pair[1])), "{}: {pair:?}", command.get_name());
+            }
+            command.get_subcommands().for_each(each);
+        }
+        each(&Lattice::command());
     }
 
     fn example_lines(command: &clap::Command, found: &mut Vec<String>) {

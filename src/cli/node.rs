@@ -39,7 +39,7 @@ impl Status {
             store::table(context, &status.stores)?;
         }
         for warning in &status.warnings {
-            context.output.line(format!("\nwarning: {}", context.output.pasted(&escaped(warning.as_bytes()))))?;
+            context.output.line(context.output.warning(warning))?;
         }
         Ok(())
     }
@@ -57,8 +57,15 @@ fn summary(status: &StatusReply, context: &Context) -> String {
         (count, true) => format!("\nforks      {count} seen"),
         (_, false) => format!("\nforks      by {}: removed for good, see peers/NAME/fork-proof", forkers.join(", ")),
     };
+    let conflicts = match status.stores.iter().map(|store| store.conflicts).sum::<u64>() {
+        0 => String::new(),
+        1 => format!("\nconflicts  1 key was changed in two places at once: `{}`", context.typed("conflicts")),
+        many => {
+            format!("\nconflicts  {many} keys were changed in two places at once: `{}`", context.typed("conflicts"))
+        }
+    };
     format!(
-        "node       {} ({}), lattice {}, process {}, started {}\ndata       {}\nlistening  {}\nmounted    {}\nmesh       {mesh}{forks}",
+        "node       {} ({}), lattice {}, process {}, started {}\ndata       {}\nlistening  {}\nmounted    {}\nmesh       {mesh}{forks}{conflicts}",
         escaped(status.name.as_bytes()),
         hex(&status.node),
         status.version,
@@ -90,9 +97,14 @@ Examples:
   lattice node rekey --yes      without asking
   lattice node rekey --rejoin   of a node that the others removed
 
-The old key vouches for the new one, which takes over its name and role; what the old one wrote stays its own. For a key that
-others may have got hold of. For a node that was removed since it forked its chain there is --rejoin: nobody vouches then, and it joins
-again with a token, with all that it has.
+The old key vouches for the new one, which takes over its name and role; what the old one wrote stays its own. For a key that \
+others may have got hold of.
+
+With --rejoin nobody vouches, and the node joins again with a token, as a new member: for one that was removed since it signed two entries \
+for one place, as a data directory does that is put back from a backup or runs as two copies. Its stores stay. Of what it wrote \
+before, that stays which the others have. The rest is set aside when it joins: it is kept in the stores' files, and not shown any more. So \
+first copy out of the mount what only this node has.
+
 The node stops; `lattice up` starts it under the new key.";
 
 /// Go on under a new key
@@ -111,7 +123,8 @@ impl Rekey {
     async fn run(self, context: &Context) -> Ended {
         let client = context.client().await?;
         let what = if self.rejoin {
-            "This node has to join the mesh again, with a token, under a new key. What it has here stays. The node stops."
+            "This node has to join the mesh again, with a token, under a new key, as a new member. If it was removed, what it wrote and \
+             the others don't have is not shown any more then: copy it out of the mount first. The node stops."
         } else {
             "This node goes on as another member, under a new key with the same name and role; the old key is a member no \
              more. The node stops."

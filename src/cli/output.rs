@@ -51,6 +51,11 @@ impl Output {
         self.node.as_ref().map_or_else(|| text.to_owned(), |data| pasted(text, data))
     }
 
+    /// What the node warns of, as a paragraph.
+    pub(super) fn warning(&self, text: &str) -> String {
+        format!("\nwarning: {}", self.pasted(&escaped(text.as_bytes())))
+    }
+
     pub(super) const fn is_json(&self) -> bool {
         self.json
     }

@@ -13,7 +13,7 @@ const TEXT: u64 = 4 * 1024 * 1024;
 
 /// How moments are named, for the help of commands.
 pub(super) const MOMENTS: &str = "\
-A moment is 2026-11-22T14:00 (or with seconds, or the day alone), 14:00 (the last time it was that late), 2h-ago (s, m, h, d, w),
+A moment is 2026-11-22T14:00 (or with seconds, or the day alone), 14:00 (the last time it was that late), 2h-ago (s, m, h, d, w), \
 now, or the start of an entry's hash: what its author had seen, with the entry; with a ^ behind it, without the entry.";
 
 /// The moment that a text names.

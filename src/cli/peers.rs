@@ -44,7 +44,7 @@ fn row(peer: &Peer) -> [String; 8] {
     } else if peer.online {
         "online".into()
     } else {
-        peer.last_seen.map_or_else(|| "never seen".into(), |seen| format!("seen {}", ago(System.now().0, seen)))
+        peer.last_seen.map_or_else(|| "not seen yet".into(), |seen| format!("seen {}", ago(System.now().0, seen)))
     };
     [
         escaped(peer.name.as_bytes()),

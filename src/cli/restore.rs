@@ -1,10 +1,10 @@
 //! `lattice restore`: making keys what they were.
 
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
 
 use clap::Args;
 
+use super::key::{HOME, below};
 use super::past::{MOMENTS, moment, told};
 use super::{Context, Ended, json};
 use crate::api::wire::RestoreRequest;
@@ -15,7 +15,7 @@ Examples:
   lattice restore notes --at 2026-11-22 --dry-run
   lattice restore notes/today --at 3fa9^       as it was before that entry
 
-All that stands at and below the path becomes what it was: what has come since is deleted. One entry, on all machines; nothing is
+All that stands at and below the path becomes what it was: what has come since is deleted. One entry, on all machines; nothing is \
 lost: the versions of now stay in the history, and `lattice undo` takes it back.
 
 ";
@@ -24,13 +24,13 @@ lost: the versions of now stay in the history, and `lattice undo` takes it back.
 #[derive(Debug, Args)]
 #[command(after_help = format!("{EXAMPLES}{MOMENTS}"))]
 pub(super) struct Restore {
-    /// The key's path, or a directory's; '' for the whole store
+    /// The key's path, or a directory's, or the whole path of its file on the mount; '' for the whole store
     path: OsString,
     /// When
     #[arg(long, value_name = "MOMENT")]
     at: String,
     /// The store
-    #[arg(long, short, default_value = "home", value_name = "NAME")]
+    #[arg(long, short, default_value = HOME, value_name = "NAME")]
     store: String,
     /// Only say what would be done
     #[arg(long)]
@@ -39,9 +39,10 @@ pub(super) struct Restore {
 
 impl Restore {
     pub(super) async fn run(self, context: &Context) -> Ended {
-        let (path, dry) = (self.path.into_vec(), self.dry_run);
-        let request = RestoreRequest { store: self.store, path, moment: Some(moment(&self.at)), dry };
-        let reply = context.client().await?.past().restore(request).await?.into_inner();
+        let (client, dry) = (context.client().await?, self.dry_run);
+        let (store, path) = below(&client, self.store, self.path).await?;
+        let request = RestoreRequest { store, path, moment: Some(moment(&self.at)), dry };
+        let reply = client.past().restore(request).await?.into_inner();
         let value = json::going_back(&reply.hash, &reply.restored, &reply.deleted);
         context.output.either(&value, told(&reply.hash, dry, &reply.restored, &reply.deleted))
     }

@@ -94,7 +94,7 @@ Examples:
   lattice store purge
   lattice store purge --yes     without asking
 
-Shows what is left on this node's disk of deleted stores and of meshes that it left, asks, and removes it. What only those files
+Shows what is left on this node's disk of deleted stores and of meshes that it left, asks, and removes it. What only those files \
 hold is lost with them. Large values stay in blobs/.";
 
 /// Remove from this node's disk what is left of deleted stores and left meshes
@@ -111,7 +111,7 @@ Examples:
   lattice store verify          all stores, and `root`
   lattice store verify home
 
-Reads everything: each entry's hash, signature and place in its author's chain, the indexes, and whether the state is what the
+Reads everything: each entry's hash, signature and place in its author's chain, the indexes, and whether the state is what the \
 entries make, for which it needs as much free disk as the state takes. The exit code is 1 if something is wrong.";
 
 /// Check this node's files of stores against their entries' hashes and signatures
@@ -125,9 +125,11 @@ pub(super) struct Verify {
 const REPAIR: &str = "\
 Examples:
   lattice store repair home
+  lattice store repair home --force    also if nothing is wrong with it
 
-Puts a new file in the place of a damaged one: with what is sound in it, and what the other members have. Nothing is written to
-the store before a member has told that it has no more of what this node wrote. The damaged file is kept, renamed.";
+Looks first, as `lattice store verify` does, and leaves a sound store alone. In the place of a damaged file it puts a new one: with what is \
+sound in it, and what the other members have. The store can only be read until a member has told that it has no more of what this node \
+wrote: for that one must be online. The damaged file is kept, renamed.";
 
 /// Make a store's damaged file anew, from what is sound in it and from the other members
 #[derive(Debug, Args)]
@@ -135,6 +137,9 @@ the store before a member has told that it has no more of what this node wrote. 
 pub(super) struct Repair {
     /// The store
     store: String,
+    /// Make its file anew even if nothing is wrong with it, without looking
+    #[arg(long)]
+    force: bool,
 }
 
 impl Verify {
@@ -166,11 +171,18 @@ impl Verify {
 
 impl Repair {
     async fn run(self, context: &Context) -> Ended {
-        let request = RepairRequest { store: self.store.clone() };
+        let request = RepairRequest { store: self.store.clone(), force: self.force };
         let reply = context.client().await?.stores().repair(request).await?.into_inner();
         let name = escaped(self.store.as_bytes());
+        if reply.sound {
+            let said =
+                format!("the store '{name}' is sound: nothing was done, --force makes its file anew all the same");
+            return context
+                .output
+                .either(&json!({"store": self.store, "sound": true, "kept": null, "aside": null}), said);
+        }
         context.output.either(
-            &json!({"store": self.store, "kept": reply.kept, "aside": reply.aside}),
+            &json!({"store": self.store, "sound": false, "kept": reply.kept, "aside": reply.aside}),
             format!("made the file of '{name}' anew with {} sound entries; the old one is {}", reply.kept, reply.aside),
         )?;
         context.output.note(format!("what is missing comes from the other members: `{}`", context.typed("store list")));

@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use super::key::HOME;
 use super::output::escaped;
 use super::past::{time, told};
 use super::{Context, Ended, json};
@@ -13,7 +14,7 @@ Examples:
   lattice undo --by laptop --since 2h-ago            all that a machine wrote since then
   lattice undo --by laptop --since 14:00 --path 'notes/**' --dry-run
 
-Each key gets the value that it would show without those entries. A key that others have written since is left as it is, and named.
+Each key gets the value that it would show without those entries. A key that other entries have written since is left as it is, and named. \
 One entry, on all machines, which can be undone itself: `lattice undo` with its hash.";
 
 /// Take back what an entry did, or what a machine wrote since some time
@@ -33,7 +34,7 @@ pub(super) struct Undo {
     #[arg(long, value_name = "GLOB", default_value = "", hide_default_value = true)]
     path: String,
     /// The store
-    #[arg(long, short, default_value = "home", value_name = "NAME")]
+    #[arg(long, short, default_value = HOME, value_name = "NAME")]
     store: String,
     /// Only say what would be done
     #[arg(long)]
@@ -56,7 +57,9 @@ impl Undo {
         value["kept"] = json::paths(&reply.kept);
         value["entries"] = reply.entries.into();
         for path in &reply.kept {
-            context.output.remark(format!("note: {} was written since by others, and is left as it is", escaped(path)));
+            context
+                .output
+                .remark(format!("note: {} was written since by other entries, and is left as it is", escaped(path)));
         }
         context.output.either(&value, told(&reply.hash, dry, &reply.restored, &reply.deleted))
     }

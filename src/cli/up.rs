@@ -29,8 +29,8 @@ Examples:
   lattice up /srv/mesh --foreground          for a service manager
   lattice up --no-mount                      a node without a mount
 
-The first start makes the data directory and this node's identity in it. --listen, --name and DIR are kept in the data
-directory's config.toml when they start a node: a plain `lattice up` uses them again. A node that runs keeps its address and name
+The first start makes the data directory and this node's identity in it. --listen, --name and DIR are kept in the data \
+directory's config.toml when they start a node: a plain `lattice up` uses them again. A node that runs keeps its address and name \
 until it is stopped.";
 
 /// Start this node if it does not run, and mount the mesh
@@ -101,7 +101,15 @@ impl Up {
     fn mount_point(&self, settings: &Settings) -> Result<Option<PathBuf>, Failure> {
         match &self.dir {
             _ if self.no_mount => Ok(None),
-            Some(dir) => absolute(dir).map(Some),
+            // Here already, before anything is made that would be left behind. The rest is looked at by the node, which clears a dead mount.
+            Some(dir) => match std::fs::metadata(dir) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    let dir = absolute(dir)?;
+                    let make = format!("make it with: mkdir -p {}", quoted(&dir));
+                    Err(Failure::refused(format!("{} does not exist", dir.display())).hint(make))
+                }
+                _ => absolute(dir).map(Some),
+            },
             None => {
                 let mount = absolute(&settings.mount)?;
                 // A dead mount is there and can't be made; the node clears it.

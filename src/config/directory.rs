@@ -102,6 +102,12 @@ impl DirectoryError {
 
 type Result<T> = std::result::Result<T, DirectoryError>;
 
+/// The directory that the environment names for a node to live in, if it names one.
+#[must_use]
+pub fn named_data() -> Option<PathBuf> {
+    std::env::var_os("LATTICE_DATA").filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
 /// The directory that a node lives in when none is named.
 #[must_use]
 pub fn default_data() -> PathBuf {

@@ -15,6 +15,10 @@ const LINE: usize = crate::replication::limits::PAYLOAD;
 
 const NO_CHAT: Failure = Failure::Refused(libc::ENOENT, "this mesh has no chat store");
 const WRITE_ONLY: Failure = Failure::Refused(libc::EBADF, "the room was opened for appending only");
+const NO_COMMAND: Failure = Failure::Refused(
+    libc::EINVAL,
+    "there is no such command: /reply ID text, /react ID emoji, /edit ID text, /redact ID; to post a line that begins so, double its slash",
+);
 const TOO_LONG: Failure = Failure::Refused(libc::EMSGSIZE, "the line is too long for a message");
 
 /// A room, open.
@@ -153,6 +157,15 @@ fn operation(chat: &Chat, room: &str, line: &str) -> Answer<Op> {
         "/react" => Op::React { to: chat.find(&room, id)?, emoji: rest.trim().to_owned(), room },
         "/edit" => Op::Edit { to: chat.find(&room, id)?, text: rest.to_owned(), room },
         "/redact" => Op::Redact { to: chat.find(&room, id)?, room },
-        _ => Op::Post { room, text: line.to_owned() },
+        _ if is_command(command) => return Err(NO_COMMAND),
+        _ => Op::Post {
+            room,
+            text: line.strip_prefix('/').filter(|rest| rest.starts_with('/')).unwrap_or(line).to_owned(),
+        },
     })
+}
+
+/// Whether a line's first word is meant to do something: a slash and a word. A path goes on with another slash.
+fn is_command(word: &str) -> bool {
+    word.strip_prefix('/').is_some_and(|name| !name.is_empty() && name.chars().all(char::is_alphabetic))
 }

@@ -36,17 +36,28 @@ pub(crate) const NOT_DIRECTORY: Failure = Failure::Refused(libc::ENOTDIR, "it is
 pub(crate) const IS_DIRECTORY: Failure = Failure::Refused(libc::EISDIR, "it is a directory");
 pub(crate) const NOT_EMPTY: Failure = Failure::Refused(libc::ENOTEMPTY, "the directory is not empty");
 pub(crate) const NAME_TOO_LONG: Failure = Failure::Refused(libc::ENAMETOOLONG, "the name or the path is too long");
-pub(crate) const NOT_HERE: Failure = Failure::Refused(libc::EPERM, "files can be made only in stores/<name>/keys");
+pub(crate) const NOT_HERE: Failure = Failure::Refused(
+    libc::EPERM,
+    "only below stores/<name>/keys can names be made and removed; `lattice store` makes and deletes stores",
+);
+pub(crate) const ROOM: Failure = Failure::Refused(
+    libc::EPERM,
+    "the first line appended opens a room, and nothing removes or renames it: what was said stays. /redact ID takes back a message",
+);
 pub(crate) const GENERATED: Failure = Failure::Refused(libc::EACCES, "this file is generated and can only be read");
 pub(crate) const APPEND_ONLY: Failure = Failure::Refused(libc::EPERM, "a room can only be appended to (>>)");
 pub(crate) const READER: Failure = Failure::Refused(libc::EROFS, "this node may only read; an admin can change that");
-pub(crate) const REGAINING: Failure =
-    Failure::Refused(libc::EROFS, "the store's file was lost, and no member has brought back yet what was in it");
+pub(crate) const REGAINING: Failure = Failure::Refused(
+    libc::EROFS,
+    "the store's file was lost or made anew, and no member has brought back yet what was in it",
+);
 pub(crate) const PAST: Failure = Failure::Refused(libc::EROFS, "what was can only be read");
 pub(crate) const NO_SPACE: Failure = Failure::Refused(libc::ENOSPC, "the disk that holds the drafts is full");
 pub(crate) const CLOSED: Failure = Failure::Refused(libc::EIO, "the store is closed or damaged; see `lattice status`");
 pub(crate) const OWNER: Failure =
     Failure::Refused(libc::EPERM, "files belong to whoever mounted; others can't own them");
+pub(crate) const NO_LINKS: Failure =
+    Failure::Refused(libc::EPERM, "there are no hard links here: copy the file, or make a symbolic link");
 pub(crate) const OTHER_STORE: Failure = Failure::Refused(libc::EXDEV, "it is in another store: copy it");
 pub(crate) const TREE_TOO_LARGE: Failure =
     Failure::Refused(libc::EXDEV, "too many keys for one entry: they are copied");

@@ -58,6 +58,7 @@ impl Tree {
             Place::Key(_) => return Err(errno::NOT_DIRECTORY),
             place if place.is_past() => return Err(errno::PAST),
             Place::Txs(_) => return Err(super::tx::ONLY_BEGUN),
+            Place::Chat | Place::Json => return Err(errno::ROOM),
             _ => return Err(errno::NOT_HERE),
         };
         if !seen.attached {

@@ -49,6 +49,7 @@ impl Tree {
             Place::HeadsOf(store) | Place::HeadsPath(store) => return self.settle_by_rename(&source, store, from, to),
             Place::Keys(_) | Place::Key(_) => {}
             place if place.is_past() => return Err(errno::PAST),
+            Place::Chat | Place::Json => return Err(errno::ROOM),
             _ => return Err(Failure::Refused(libc::EPERM, "what is generated can't be renamed")),
         }
         let (_, store, _) = self.place_for(from.parent, from.name)?;

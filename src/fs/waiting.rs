@@ -145,8 +145,9 @@ impl Tree {
         if mine && self.put_off(ino, &draft) {
             return self.waiting.add_draft(ino, &draft);
         }
-        if mine && self.settle(ino, store, &draft).is_err() {
-            tracing::error!(target: "fs", path = %String::from_utf8_lossy(&seen.path), "not published");
+        if mine {
+            // What fails is noted there. Removed and forgotten meanwhile, it is nothing that could be published.
+            self.settle(ino, store, &draft).ok();
         }
     }
 }

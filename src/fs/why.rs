@@ -20,16 +20,23 @@ const AGAIN: Duration = Duration::from_secs(1);
 const GONE: &[u8] = b"(what failed here is not kept any more)\n";
 
 /// Whether a failure is one that programs cause and expect all the time: nobody asks why.
-fn is_ordinary(number: i32) -> bool {
+fn is_ordinary(call: &str, number: i32) -> bool {
+    match number {
+        // What a line in a room is to do something to is not there.
+        libc::ENOENT => !matches!(call, "write" | "flush"),
+        libc::EOPNOTSUPP => call != "setxattr",
+        number => is_ordinary_everywhere(number),
+    }
+}
+
+fn is_ordinary_everywhere(number: i32) -> bool {
     matches!(
         number,
-        libc::ENOENT
-            | libc::EEXIST
+        libc::EEXIST
             | libc::ENOTEMPTY
             | libc::ENOTDIR
             | libc::EISDIR
             | libc::ENODATA
-            | libc::EOPNOTSUPP
             | libc::ERANGE
             | libc::EINTR
             | libc::EAGAIN
@@ -105,7 +112,7 @@ pub(crate) struct Reader {
 impl Why {
     /// Notes that `call` on `path` failed with this number for this reason, unless that is ordinary.
     pub(crate) fn note(&self, call: &str, path: &[u8], number: i32, reason: &dyn std::fmt::Display) {
-        if !is_ordinary(number) {
+        if !is_ordinary(call, number) {
             self.note_also(call, path, number, reason);
         }
     }
@@ -177,6 +184,7 @@ mod tests {
         why.note("open", b"stores/home/keys/a\nb", libc::EROFS, &"it is so");
         why.note("open", b"stores/home/keys/a\nb", libc::EROFS, &"it is so");
         why.note("lookup", b"stores/x", libc::ENOENT, &"no such file");
+        why.note("fallocate", b"f", libc::EOPNOTSUPP, &"not here");
         why.note("write", b"f", libc::ENOSPC, &"full");
         let reader = why.open();
         let text = text(&reader, 0);

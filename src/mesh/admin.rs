@@ -101,8 +101,11 @@ impl Mesh {
     /// Declares a store; returns when it is durable and open here.
     ///
     /// # Errors
-    /// If this node is no admin, the name is taken or no name, or the disk fails.
+    /// If this node is no admin, the name is taken, the root store's or no name, or the disk fails.
     pub async fn create_store(self: &Arc<Self>, name: String, kind: String) -> Result<(), MeshError> {
+        if name == root::names::ROOT {
+            return Err(MeshError::Reserved);
+        }
         let stores = self.registry.stores();
         if stores.iter().any(|store| store.name == name) {
             return Err(MeshError::StoreExists(name));

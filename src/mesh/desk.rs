@@ -18,6 +18,8 @@ impl JoinDesk for Mesh {
         }
         let root = self.registry.root();
         match root.membership().load().members.get(&request.joiner) {
+            Some(member) if member.forked => return Err(Refusal::Forked),
+            Some(member) if member.removed => return Err(Refusal::Removed { name: member.name.clone() }),
             Some(member) if member.left => return Err(Refusal::Gone),
             Some(_) => return self.welcome(&request),
             None => {}

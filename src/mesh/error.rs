@@ -7,7 +7,7 @@ use crate::net::join::JoinError;
 use crate::net::ticket::TicketError;
 use crate::replication::database::DatabaseError;
 use crate::stores::RegistryError;
-use crate::stores::root::{GenesisError, RootError};
+use crate::stores::root::{GenesisError, RootError, names};
 
 /// What can go wrong with a mesh.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +66,9 @@ pub enum MeshError {
     /// No such store.
     #[error("there is no store '{0}'")]
     NoStore(String),
+    /// The name means the root store.
+    #[error("'{}' is the mesh's own store, as in `lattice log {}`: choose another name", names::ROOT, names::ROOT)]
+    Reserved,
     /// The name is taken.
     #[error("there is a store '{0}' already")]
     StoreExists(String),

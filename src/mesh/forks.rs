@@ -30,6 +30,22 @@ impl Mesh {
         self.membership().members.values().filter(|member| member.forked).map(|member| member.name.clone()).collect()
     }
 
+    /// What a node is told that was removed for a fork, by whose word, and whether that has come here as an entry.
+    pub(super) fn told_of_fork(&self, by: &str, heard: bool) -> String {
+        let by = if by.is_empty() { String::new() } else { format!(", by the word of {by}") };
+        let first = if heard {
+            "What it wrote since then and the others don't have is set aside: kept in the stores' files, and not shown any more"
+        } else {
+            "What it wrote since then may be here alone, and is not shown any more once it has joined again: copy it out of the mount first"
+        };
+        format!(
+            "this node signed two entries for one place in its chain{by}: as a rule its data directory was put back from a backup, or copied \
+             to another machine. It was removed from the mesh for good, and nothing comes from the others or goes there. {first}. \
+             `lattice node rekey --rejoin` gives it a new key, under which it joins again as a new member, with a token of '{}'",
+            self.name()
+        )
+    }
+
     /// The proofs that are here against others and that nobody has recorded yet.
     fn charges(&self) -> Result<BTreeMap<NodeId, Fork>, DatabaseError> {
         let membership = self.membership();

@@ -1,6 +1,6 @@
 //! How a node leaves its mesh, or goes on in it under another key.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use ed25519_dalek::SigningKey;
 
 use super::{LEFT, Mesh, MeshError, blocking, locked};
 use crate::ids::NodeId;
+use crate::net::iroh::Refused;
 use crate::stores::Registry;
 use crate::stores::root::{self, Op};
 
@@ -20,10 +21,14 @@ const FAREWELL: Duration = Duration::from_secs(3);
 impl Mesh {
     /// The members that take this node for a stranger: they have heard that its membership ended, or never of its beginning.
     fn refusing(&self) -> BTreeSet<NodeId> {
+        self.strangers(&self.node.refusing().borrow())
+    }
+
+    /// Who of these takes this node for a stranger. That it was removed for a fork says nothing of what was heard of it.
+    fn strangers(&self, refusing: &BTreeMap<NodeId, Refused>) -> BTreeSet<NodeId> {
         let membership = self.membership();
-        let refusing = self.node.refusing();
-        let refusing = refusing.borrow();
-        refusing.iter().filter(|node| membership.admits(node)).copied().collect()
+        let strangers = refusing.iter().filter(|(node, why)| **why == Refused::NotAMember && membership.admits(node));
+        strangers.map(|(node, _)| *node).collect()
     }
 
     /// Whether a member has all of the root store that is here, after waiting for `patience` at most. Who has heard that this
@@ -42,8 +47,7 @@ impl Mesh {
             let mut online = now.peers.values().filter(|peer| peer.online);
             online.any(|peer| peer.agreed.get(&root).is_some_and(|agreed| *agreed >= count))
         });
-        let membership = self.membership();
-        let refused = refusing.wait_for(|now| now.difference(deaf).any(|node| membership.admits(node)));
+        let refused = refusing.wait_for(|now| !self.strangers(now).is_subset(deaf));
         if let Some(driver) = &*locked(&self.driver) {
             driver.reconcile();
         }

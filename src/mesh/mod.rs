@@ -26,7 +26,7 @@ pub use self::founding::{Founded, join, new};
 use crate::blobs::Blobs;
 use crate::clock::Clock;
 use crate::ids::{MeshId, StoreId};
-use crate::net::iroh::Node;
+use crate::net::iroh::{Node, Refused};
 use crate::net::link::Command;
 use crate::replication::driver::{Driver, Host};
 use crate::replication::limits;
@@ -247,12 +247,16 @@ impl Mesh {
     pub fn ended(&self) -> Option<String> {
         let membership = self.membership();
         let me = membership.members.get(&self.node.id());
-        if me.is_some_and(|member| member.forked) {
-            return Some(
-                "this node signed two entries for one place, as a copy of its data directory does that runs beside it, and was \
-                 removed from the mesh for good: it only reads what is here. `lattice node rekey` lets it join again, under a new key"
-                    .to_owned(),
-            );
+        let refusing = self.node.refusing();
+        let refusing = refusing.borrow();
+        let saying = |what: Refused| {
+            let members =
+                membership.members.iter().filter(|found| refusing.get(found.0) == Some(&what) && !found.1.left);
+            members.map(|(_, member)| member.name.as_str()).collect::<Vec<_>>().join(", ")
+        };
+        let forked = saying(Refused::Forked);
+        if !forked.is_empty() || me.is_some_and(|member| member.forked) {
+            return Some(self.told_of_fork(&forked, me.is_some_and(|member| member.forked)));
         }
         if me.is_some_and(|member| member.removed) {
             return Some(format!(
@@ -261,19 +265,11 @@ impl Mesh {
                 membership.name(&self.node.id())
             ));
         }
-        let refusing = self.node.refusing();
-        let refusing = refusing.borrow();
-        let names: Vec<_> = membership
-            .members
-            .iter()
-            .filter(|(id, member)| refusing.contains(id) && !member.left)
-            .map(|(_, it)| it.name.as_str())
-            .collect();
+        let names = saying(Refused::NotAMember);
         (!names.is_empty()).then(|| {
             format!(
-                "according to {} this node is no member: nothing comes from there or goes there. It was removed, and an admin can let it \
+                "according to {names} this node is no member: nothing comes from there or goes there. It was removed, and an admin can let it \
                  in again, on the admin's node, with 'lattice mesh role {} writer'; or that it joined has not been heard there yet",
-                names.join(", "),
                 membership.name(&self.node.id())
             )
         })

@@ -89,9 +89,9 @@ pub enum Refusal {
     /// The node that answers belongs to no mesh.
     #[error("the node that was asked belongs to no mesh now: ask for a new token")]
     NoMesh,
-    /// The joiner was a member and has left or was removed.
+    /// The joiner was a member and has left, or handed its place to another key.
     #[error(
-        "this node has left the mesh or was removed from it, and its key can't come back: join with a new data directory"
+        "this node left the mesh or handed its place to another key, and its key can't come back: join from a new data directory"
     )]
     Gone,
     /// The name can't be used.
@@ -111,6 +111,20 @@ pub enum Refusal {
     /// It could not be done there.
     #[error("the node that was asked could not do it: {0}")]
     Failed(String),
+    /// The joiner was a member and was removed.
+    #[error(
+        "this node was removed from the mesh: first an admin has to let it in again, on the admin's node, with 'lattice mesh role {name} writer'"
+    )]
+    Removed {
+        /// What it is called in the mesh.
+        name: String,
+    },
+    /// The joiner was removed since it signed two entries for one place in its chain.
+    #[error(
+        "this node signed two entries for one place in its chain and was removed from the mesh for good: `lattice node rekey --rejoin` gives \
+         it a new key, under which it can join"
+    )]
+    Forked,
 }
 
 /// Who decides about joining: the mesh.

@@ -184,7 +184,8 @@ impl Registry {
         let lost = if genesis.is_none() { registry.lost() } else { Vec::new() };
         registry.refresh();
         for log in lost.iter().filter_map(|id| registry.log(id)) {
-            tracing::warn!(target: "registry", store = %log.store(), "its file is gone: a member must bring back what was in it");
+            // Of a member that has just joined, too. Where a file was lost, status warns.
+            tracing::info!(target: "registry", store = %log.store(), "has no file yet: it comes from a member before anything is written");
             log.regain()?;
         }
         Ok(registry)

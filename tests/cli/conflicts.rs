@@ -62,7 +62,19 @@ fn keys_are_settled_by_whose_head_it_is_many_at_once_in_one_entry_on_every_machi
     assert_eq!(shown["ancestor"]["size"], 4);
     assert!(shown["changes"][0]["diff"].as_str().unwrap().contains("-base"), "{shown}");
     let hash = shown["heads"][1]["hash"].as_str().unwrap();
-    refused(&node, &["conflicts", "pick", "7", "e"], REFUSED);
+    let names = |said: &str| said.contains(&hash[..8]) && said.contains("its heads are 0 (");
+    for none in ["7", "zork", "ffffffff"] {
+        let said = refused(&node, &["conflicts", "pick", none, "e"], REFUSED);
+        let error = said.lines().find(|line| line.starts_with("error: 'e' is not settled")).unwrap_or_default();
+        assert!(names(error), "{said}");
+    }
+    let said = refused(&node, &["conflicts", "pick", "zork", "--json"], REFUSED);
+    assert!(names(&said) && said.contains("no head 'zork'"), "{said}");
+    let home = node.lattice(&["conflicts", "--store", "home"]);
+    assert!(home.starts_with("home/e\n") && home == node.lattice(&["conflicts"]), "{home}");
+    assert_eq!(home, node.lattice(&["conflicts", "list", "e", "-s", "home"]));
+    assert!(refused(&node, &["conflicts", "home"], NOT_FOUND).contains("--store NAME"));
+    refused(&node, &["conflicts", "--store", "none"], NOT_FOUND);
     node.lattice(&["conflicts", "pick", &hash[..8]]);
     let settled = |node: &Node<'_>| {
         let keys = [("a", "ours"), ("d/b", "theirs"), ("d/c", "theirs"), ("e", "theirs")];

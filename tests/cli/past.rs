@@ -26,12 +26,17 @@ fn the_log_of_a_path_holds_what_wrote_to_it_or_below_it_and_the_graph_draws_what
     let [theirs, ours, below] = ["put notes/a (6 bytes)", "put notes/a (4 bytes)", "put notes/b/c (1 byte)"];
     assert_eq!(does(&["log", "home", "notes"]), [theirs, ours, below]);
     assert_eq!(does(&["log", "home", "notes/b", "--limit", "1"]), [below]);
-    assert!(does(&["log", "home", "none"]).is_empty());
+    let ever: [&[&str]; 3] = [&["log", "home", "none"], &["log", "home", "a//b"], &["log", "home", "note"]];
+    for command in ever {
+        assert!(refused(&node, command, NOT_FOUND).contains("nothing was ever at or below"), "{command:?}");
+    }
     assert!(refused(&node, &["log", "root", "notes"], REFUSED).contains("'root'"));
     let graph = node.lattice(&["log", "--graph"]);
     let drawn = graph.lines().map(|line| line.chars().take(3).collect::<String>());
     let drawn: Vec<_> = drawn.map(|start| start.trim_end().to_owned()).collect();
     assert_eq!(drawn, ["  *", "  │", "* │", "│ │", "├─╯", "*", "│", "*", ""], "{graph}");
+    node.lattice(&["kv", "delete", "notes/b/c"]);
+    assert_eq!(does(&["log", "home", "notes/b"]).len(), 2, "what is gone was there");
 }
 
 #[test]
@@ -80,6 +85,8 @@ fn a_diff_is_between_two_moments_and_without_any_that_of_the_last_change() {
     assert_eq!(lines(&node.lattice(&["diff", "--at", "1h-ago", "--json"])).len(), 3);
     refused(&node, &["diff", "d", "--at", "yesterday"], NOT_FOUND);
     refused(&node, &["diff", "none"], NOT_FOUND);
+    refused(&node, &["diff", "none", "--at", "1h-ago"], NOT_FOUND);
+    assert_eq!(node.lattice(&["diff", "d/gone", "--at", "1h-ago"]), "", "it came and went");
 }
 
 #[test]
@@ -127,7 +134,11 @@ fn what_was_restored_or_undone_is_one_entry_which_can_be_undone_itself() {
     assert_eq!(std::fs::read_to_string(node.key("d/a")).unwrap(), "changed");
     node.lattice(&["undo", undone["hash"].as_str().unwrap()]);
     assert_eq!(keys(), "d/a\nd/b\n");
-    assert!(refused(&node, &["restore", "none", "--at", &then], NOT_FOUND).contains("there was no 'none'"));
+    let twice = node.attempt(&["undo", undone["hash"].as_str().unwrap()]);
+    let said = String::from_utf8_lossy(&twice.stderr).into_owned();
+    assert!(said.contains("d/a was written since by other entries") && !said.contains("by others"), "{said}");
+    assert!(refused(&node, &["restore", "none", "--at", &then], NOT_FOUND).contains("at or below 'none'"));
+    assert!(refused(&node, &["restore", "d/new", "--at", &then], NOT_FOUND).contains("there was no 'd/new'"));
     refused(&node, &["undo"], USAGE);
     refused(&node, &["undo", "--by", "nobody", "--since", "1h-ago"], NOT_FOUND);
 }

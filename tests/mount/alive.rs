@@ -295,19 +295,35 @@ fn why_tells_what_failed_on_the_mount_and_not_what_fails_all_the_time() {
         assert!(!world.try_sh(script).status.success(), "{script}");
     }
     assert!(!world.try_sh("echo again > $MESH/chat/room; echo x > $MESH/README").status.success());
-    assert!(!world.try_sh("mkdir $MESH/stores/new").status.success());
+    for script in ["mkdir $MESH/stores/new", "ln f linked"] {
+        assert!(!world.try_sh(script).status.success(), "{script}");
+    }
+    // The second is one that programs try by habit.
+    for name in ["user.mine", "security.label"] {
+        assert!(xattr::set(world.key("f"), name, b"x").is_err(), "{name}");
+    }
+    for script in
+        ["rm $MESH/chat/room", "echo '/reply ffff hi' >> $MESH/chat/room", "echo '/nick bob' >> $MESH/chat/room"]
+    {
+        assert!(!world.try_sh(script).status.success(), "{script}");
+    }
     let told = fs::read_to_string(&path).unwrap();
     let lines: Vec<_> = told.lines().map(|line| line.split_once(' ').unwrap().1).collect();
     let expected = [
         "mknod stores/home/keys/pipe EPERM: devices, pipes and sockets can't be kept",
         "open stores/home/.at/now/f EROFS: what was can only be read",
         "open chat/room EPERM: a room can only be appended to (>>)",
-        "mkdir stores/new EPERM: files can be made only in stores/<name>/keys",
+        "mkdir stores/new EPERM: only below stores/<name>/keys can names be made and removed; `lattice store` makes and deletes stores",
+        "link stores/home/keys/linked EPERM: there are no hard links here: copy the file, or make a symbolic link",
+        "setxattr stores/home/keys/f EOPNOTSUPP: no attributes are kept but the store's own",
+        "unlink chat/room EPERM: the first line appended opens a room, and nothing removes or renames it: what was said stays. /redact ID takes back a message",
+        "write chat/room ENOENT: there is no message 'ffff' here",
+        "write chat/room EINVAL: there is no such command: /reply ID text, /react ID emoji, /edit ID text, /redact ID; to post a line that begins so, double its slash",
     ];
     assert_eq!(lines, expected);
     assert_eq!(fs::metadata(&path).unwrap().len(), told.len() as u64);
     for line in expected {
-        assert!(next(&tail.1).ends_with(line));
+        assert!(next(&tail.1).ends_with(line), "{line}");
     }
     // Whatever was written by other programs is shown, not obeyed.
     assert!(!world.try_sh("mkfifo $'p\\e[2J'").status.success());

@@ -54,6 +54,20 @@ fn replies_and_reactions_name_a_message_by_its_short_id() {
 }
 
 #[test]
+fn a_line_that_begins_like_a_command_and_is_none_is_refused_unless_its_slash_is_doubled() {
+    let world = World::new();
+    world.sh("echo hello >> $MESH/chat/lobby");
+    for line in ["/nick bob", "/Reply 3fa9 x", "/redcat 3fa9"] {
+        let mut file = OpenOptions::new().append(true).open(world.at.join("chat/lobby")).unwrap();
+        assert_eq!(file.write_all(format!("{line}\n").as_bytes()).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+    }
+    world.sh("printf '//nick bob\n/etc/fstab\n/ 2\n and/or\n' >> $MESH/chat/lobby");
+    let chat = world.here.registry.chat().unwrap();
+    let texts: Vec<_> = chat.messages("lobby", None, 10).unwrap().into_iter().map(|message| message.text).collect();
+    assert_eq!(texts, ["hello", "/nick bob", "/etc/fstab", "/ 2", " and/or"]);
+}
+
+#[test]
 fn a_message_from_elsewhere_is_in_the_next_read() {
     let world = World::new();
     world.sh("echo hello >> $MESH/chat/lobby; cat $MESH/chat/lobby");

@@ -176,3 +176,48 @@ fn many_writers_at_once_lose_nothing() {
     world.sh("seq 200 | xargs -P 8 -I{} rm d/g{}; rmdir d; ls x/y | xargs -P 8 -I{} rmdir x/y/{}");
     assert_eq!(world.sh("ls -A x/y"), "");
 }
+
+#[test]
+fn a_database_works_on_one_machine_whichever_journal_it_keeps() {
+    let world = World::new();
+    for mode in ["delete", "wal"] {
+        let script = format!(
+            "import sqlite3
+def opened():
+    db = sqlite3.connect('{mode}.db', timeout=30)
+    db.execute('pragma journal_mode={mode}')
+    return db
+one, two = opened(), opened()
+one.execute('create table t (n)')
+for n in range(20):
+    (one if n % 2 else two).execute('insert into t values (?)', (n,))
+    (one if n % 2 else two).commit()
+assert one.execute('select sum(n) from t').fetchone() == (190,)
+one.close(); two.close()
+print(opened().execute('pragma integrity_check').fetchone()[0])"
+        );
+        std::fs::write(world.dir.path().join("db.py"), script).unwrap();
+        assert_eq!(world.sh("python3 $SPARE/db.py"), "ok\n", "{mode}");
+    }
+    world.settled();
+    // What the others get is a database, too.
+    std::fs::write(world.dir.path().join("copy.db"), world.here.get("delete.db").unwrap()).unwrap();
+    let count = "import sqlite3; print(sqlite3.connect('copy.db').execute('select count(*) from t').fetchone()[0])";
+    assert_eq!(world.sh(&format!("cd $SPARE; python3 -c \"{count}\"")), "20\n");
+}
+
+#[test]
+fn what_has_hard_links_is_copied_as_files_and_who_wants_links_is_told() {
+    let world = World::new();
+    world.sh("mkdir $SPARE/t; cd $SPARE/t; echo one > a; ln a b; tar -C $SPARE -cf $SPARE/links.tar t
+         tar -C $SPARE --hard-dereference -cf $SPARE/files.tar t");
+    for linking in ["cp -a $SPARE/t cp", "rsync -aH $SPARE/t/ rsync/", "mkdir tar; tar -C tar -xf $SPARE/links.tar"] {
+        let output = world.try_sh(linking);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains("Operation not permitted"), "{linking}: {said}");
+    }
+    world.sh("rm -rf cp rsync tar; cp -a --no-preserve=links $SPARE/t cp; rsync -a $SPARE/t/ rsync/; tar -xf $SPARE/files.tar");
+    for copy in ["cp", "rsync", "t"] {
+        assert_eq!(world.sh(&format!("diff -r $SPARE/t {copy}; cat {copy}/a {copy}/b")), "one\none\n", "{copy}");
+    }
+}

@@ -125,7 +125,7 @@ fn a_damaged_store_is_named_with_what_to_do_and_the_rest_of_the_mesh_works() {
         let warning = warnings.first().unwrap_or_else(|| panic!("{what}: nobody is warned"));
         assert!(warning.starts_with("the store 'home' can't be used: "), "{what}: {warning}");
         assert!(
-            warning.contains(file.to_str().unwrap()) && warning.contains("move that file away"),
+            warning.contains(file.to_str().unwrap()) && warning.contains("`lattice store repair NAME`"),
             "{what}: {warning}"
         );
         assert!(json(&node, &["store", "status", "home"])["damaged"].is_string(), "{what}");
@@ -145,6 +145,15 @@ fn a_damaged_store_is_named_with_what_to_do_and_the_rest_of_the_mesh_works() {
     node.up();
     assert_eq!(fs::read_to_string(node.key("kept")).unwrap(), "kept");
     assert!(warnings(&node).is_empty());
+
+    // The advice does what it says.
+    node.lattice(&["down"]);
+    DAMAGES[0].1(&file);
+    node.up();
+    node.lattice(&["store", "repair", "home"]);
+    fs::write(node.key("new"), "new").unwrap();
+    assert!(warnings(&node).is_empty(), "{:?}", warnings(&node));
+    node.lattice(&["store", "verify"]);
 }
 
 fn contents(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
@@ -245,7 +254,7 @@ fn a_lost_store_comes_back_from_a_member_before_anything_new_is_written_so_that_
 }
 
 #[test]
-fn a_damaged_store_is_made_anew_from_what_is_sound_in_it_and_from_a_member() {
+fn a_damaged_store_is_made_anew_from_what_is_sound_in_it_and_from_a_member_and_a_sound_one_is_left_alone() {
     let first = founder();
     let second = joined(&first);
     for n in 0..20 {
@@ -257,8 +266,16 @@ fn a_damaged_store_is_made_anew_from_what_is_sound_in_it_and_from_a_member() {
     }
     let file = store_file(&second, "home");
 
-    // It may be repaired at any time: what is sound stays, and is readable at once.
-    let repaired = json(&second, &["store", "repair", "home"]);
+    // What is sound is left alone: with nobody online it could only be read from then on.
+    first.lattice(&["down"]);
+    assert!(second.lattice(&["store", "repair", "home"]).contains("'home' is sound: nothing was done"));
+    assert_eq!(json(&second, &["store", "repair", "home"])["sound"], true);
+    fs::write(second.key("alone"), "alone").unwrap();
+    assert!(warnings(&second).is_empty(), "{:?}", warnings(&second));
+    first.up();
+
+    // It may be repaired at any time all the same: what is sound stays, and is readable at once.
+    let repaired = json(&second, &["store", "repair", "home", "--force"]);
     assert!(repaired["kept"].as_u64().unwrap() >= 20, "{repaired}");
     assert_eq!(fs::read_to_string(second.key("file7")).unwrap(), "before 7");
     eventually("it may write again", || fs::write(second.key("between"), "between").is_ok());

@@ -13,7 +13,7 @@ fn names(value: &Value) -> String {
     object.keys().cloned().collect::<Vec<_>>().join(" ")
 }
 
-const MESH: &str = "id members name online role";
+const MESH: &str = "ended id members name online role";
 const STORE: &str = "bytes conflicts damaged entries id keys kind missing_blobs missing_entries name settled";
 const PEER: &str = "address forked id lag last_seen left me name online removed role rtt_us version";
 const HEAD: &str = "author author_name content hash hlc kind mode mtime_ns op seq size time";
@@ -39,6 +39,8 @@ fn each_answer_is_one_document_with_the_names_that_scripts_know() {
     assert_eq!(names(&json(&node, &["store", "list"])[0]), STORE);
     assert_eq!(names(&json(&node, &["store", "status"])[0]), STORE);
     assert_eq!(names(&json(&node, &["store", "status", "home"])), STORE);
+    assert_eq!(names(&json(&node, &["store", "repair", "more"])), "aside kept sound store");
+    assert_eq!(names(&json(&node, &["store", "repair", "more", "--force"])), "aside kept sound store");
     assert_eq!(names(&json(&node, &["store", "delete", "more", "--yes"])), "deleted");
     assert_eq!(names(&json(&node, &["kv", "put", "key", "value"])), "hash path size superseded");
     let got = json(&node, &["kv", "get", "key"]);

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::harness::{Node, Room, eventually, run};
-use crate::{NOT_FOUND, NOT_RUNNING, REFUSED, founder, is_mounted, json, no_start, refused, warnings};
+use crate::{NOT_FOUND, NOT_RUNNING, REFUSED, founder, is_mounted, joined, json, no_start, refused, warnings};
 
 fn mounts(node: &Node<'_>) -> Vec<String> {
     let status = json(node, &["status"]);
@@ -225,5 +225,33 @@ fn a_signal_unmounts_publishes_what_was_written_and_exits_with_0() {
     node.up();
     for n in 0..50 {
         assert_eq!(fs::read_to_string(node.key(&format!("file{n}"))).unwrap(), "value");
+    }
+}
+
+#[test]
+fn ordinary_work_leaves_no_warning_in_the_daemons_log() {
+    let first = founder();
+    let second = joined(&first);
+    fs::write(second.key("ready"), "").unwrap();
+    eventually("they are linked", || first.key("ready").exists());
+    let file = first.mount().with_file_name("file");
+    fs::write(&file, vec![7; 100_000]).unwrap();
+    for n in 0..50 {
+        let copy = first.key(&format!("copy{n}"));
+        run("cp", &["-a", text(&file), text(&copy)]);
+        if n % 2 == 0 {
+            fs::remove_file(&copy).unwrap();
+        }
+    }
+    let copied =
+        run("cp", &["--sparse=always", "--reflink=auto", text(&first.key("copy1")), text(&first.key("again"))]);
+    assert_eq!(copied, "");
+    let error = fs::hard_link(first.key("copy1"), first.key("linked")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(nix::libc::EPERM));
+    eventually("the second has all of it", || second.key("again").exists());
+    for node in [&first, &second] {
+        let log = fs::read_to_string(node.data().join("latticed.log")).unwrap();
+        let bad: Vec<_> = log.lines().filter(|line| !line.contains(" INFO ")).collect();
+        assert!(bad.is_empty(), "{bad:#?}");
     }
 }

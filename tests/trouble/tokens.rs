@@ -65,12 +65,31 @@ fn each_token_that_does_not_let_in_is_refused_with_a_sentence_of_its_own() {
     told(join(&joiner, &of_another, UNAVAILABLE), "could be reached");
 
     member.lattice(&["mesh", "leave", "--yes"]);
-    told(join(&member, &good, REFUSED), "has left the mesh or was removed");
+    told(join(&member, &good, REFUSED), "left the mesh or handed its place to another key");
 
     let different: BTreeSet<_> = sentences.iter().collect();
     assert_eq!(different.len(), sentences.len(), "{sentences:#?}");
     joiner.lattice(&["mesh", "join", &good]);
     assert_eq!(json(&joiner, &["mesh", "status"])["name"], "ours", "after all refusals the good token still works");
+}
+
+#[test]
+fn who_was_removed_is_told_that_a_role_lets_it_in_again_and_it_does() {
+    let admin = founder();
+    let member = joined(&admin);
+    let name = json(&member, &["status"])["name"].as_str().unwrap().to_owned();
+    admin.lattice(&["mesh", "revoke", &name, "--yes"]);
+    member.lattice(&["down"]);
+    std::fs::remove_dir_all(member.data().join("meshes")).unwrap();
+    member.up();
+    let token = admin.lattice(&["mesh", "invite"]);
+    let said = join(&member, token.trim(), REFUSED);
+    let advice = format!("'lattice mesh role {name} writer'");
+    assert!(said.contains("was removed from the mesh") && said.contains(&advice), "{said}");
+    admin.lattice(&["mesh", "role", &name, "writer"]);
+    member.lattice(&["mesh", "join", token.trim(), "--wait"]);
+    eventually("it may write", || member.attempt(&["kv", "put", "again", "again"]).status.success());
+    eventually("the admin has what it writes", || admin.key("again").exists());
 }
 
 #[test]

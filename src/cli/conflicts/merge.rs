@@ -11,9 +11,10 @@ use similar::TextMerge;
 
 use super::ancestor::ancestor;
 use super::pick::names;
-use super::{left, matching};
+use super::{left, named};
 use crate::api::wire::{Head, Key, PutPart};
 use crate::api::{Client, Failure};
+use crate::cli::key::HOME;
 use crate::cli::output::{escaped, hex, short};
 use crate::cli::past::text;
 use crate::cli::{Context, End, Ended};
@@ -25,22 +26,22 @@ Examples:
   MERGE_TOOL=vimdiff lattice conflicts merge notes/today
   MERGE_TOOL='kdiff3 $BASE $LOCAL $REMOTE -o $MERGED' lattice conflicts merge
 
-Three ways, line by line: what only one head changed since the last version that all come from is taken. Where two changed the same lines,
-$MERGE_TOOL is run, if it is set, on the files $BASE, $LOCAL, $REMOTE and $MERGED, which get appended if it names none; it is believed if it
-ends with 0 and leaves no markers. With --markers the text goes to a file, with both sides marked, for you to edit and to write with
+Three ways, line by line: what only one head changed since the last version that all come from is taken. Where two changed the same lines, \
+$MERGE_TOOL is run, if it is set, on the files $BASE, $LOCAL, $REMOTE and $MERGED, which get appended if it names none; it is believed if it \
+ends with 0 and leaves no markers. With --markers the text goes to a file, with both sides marked, for you to edit and to write with \
 `lattice kv put`; the key stays as it is. Nothing is ever marked in a key.";
 
 /// Settle texts by what each head changed
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Merge {
-    /// The keys: paths, directories, or globs [default: all that need a person]
+    /// The keys: paths, directories, globs, or whole paths of files on the mount [default: all that need a person]
     keys: Vec<OsString>,
     /// Of the one key that can't be merged, write the text with markers to this new file
     #[arg(long, value_name = "FILE")]
     markers: Option<PathBuf>,
     /// The store
-    #[arg(long, short, default_value = "home", value_name = "NAME")]
+    #[arg(long, short, default_value = HOME, value_name = "NAME")]
     store: String,
 }
 
@@ -101,9 +102,9 @@ enum Outcome {
 }
 
 impl Merge {
-    pub(super) async fn run(self, context: &Context) -> Ended {
+    pub(super) async fn run(mut self, context: &Context) -> Ended {
         let client = context.client().await?;
-        let keys = matching(&client, &self.store, &self.keys).await?;
+        let keys = named(&client, &mut self.store, std::mem::take(&mut self.keys)).await?;
         let mut not = Vec::new();
         let mut markers = self.markers.clone();
         for key in keys {
@@ -114,13 +115,10 @@ impl Merge {
                     });
                     context.output.either(&value, format!("settled  {}  {how}", escaped(&key.path)))?;
                 }
-                Outcome::Left(why) => {
-                    context.output.remark(format!("note: {}: {why}", escaped(&key.path)));
-                    not.push(key.path);
-                }
+                Outcome::Left(why) => not.push((key.path, why)),
             }
         }
-        left(&not)
+        left(&not, context)
     }
 
     async fn settle(&self, client: &Client, key: &Key, markers: &mut Option<PathBuf>) -> Result<Outcome, End> {

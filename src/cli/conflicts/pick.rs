@@ -5,9 +5,10 @@ use std::ffi::OsString;
 use clap::Args;
 use serde_json::json;
 
-use super::{left, matching};
+use super::{left, named};
 use crate::api::wire::{Head, HeadName, Key, PickRequest, Picked, StatusRequest};
-use crate::cli::output::{escaped, hex};
+use crate::cli::key::HOME;
+use crate::cli::output::{escaped, hex, short};
 use crate::cli::{Context, Ended};
 
 const EXAMPLES: &str = "\
@@ -26,29 +27,42 @@ Each key becomes what that head made of it; the others stay in its history. What
 pub(super) struct Pick {
     /// mine (this machine's), theirs (the one of others), a head's number, or the start of its hash
     which: String,
-    /// The keys: paths, directories, or globs [default: all that need a person]
+    /// The keys: paths, directories, globs, or whole paths of files on the mount [default: all that need a person]
     keys: Vec<OsString>,
     /// The store
-    #[arg(long, short, default_value = "home", value_name = "NAME")]
+    #[arg(long, short, default_value = HOME, value_name = "NAME")]
     store: String,
 }
 
+/// The heads of a key as a word may choose them: number, start of the hash, author.
+fn listed(heads: &[Head]) -> String {
+    let one = |(number, head): (usize, &Head)| {
+        format!("{number} ({}, {})", short(&head.hash), escaped(head.author_name.as_bytes()))
+    };
+    heads.iter().enumerate().map(one).collect::<Vec<_>>().join(", ")
+}
+
 /// The head that a word chooses, or why none.
-fn chosen<'a>(which: &str, heads: &'a [Head], me: &[u8]) -> Result<&'a Head, &'static str> {
-    let one = |heads: Vec<&'a Head>, none: &'static str, several: &'static str| match heads.as_slice() {
-        [] => Err(none),
+fn chosen<'a>(which: &str, heads: &'a [Head], me: &[u8]) -> Result<&'a Head, String> {
+    let one = |found: Vec<&'a Head>, none: &str, several: &str| match found.as_slice() {
+        [] => Err(format!("{none}; its heads are {}", listed(heads))),
         [head] => Ok(*head),
-        [..] => Err(several),
+        [..] => Err(format!("{several}; its heads are {}", listed(heads))),
     };
     let by = |mine: bool| heads.iter().filter(|head| (head.author == me) == mine).collect();
     match which {
         "mine" => one(by(true), "no head of it is this machine's", "several heads of it are this machine's"),
         "theirs" => one(by(false), "no head of it is another machine's", "several heads of it are other machines'"),
         _ => match which.parse::<usize>().ok().filter(|_| which.len() < 4) {
-            Some(number) => heads.get(number).ok_or("it has no head of that number"),
+            Some(number) => one(heads.get(number).into_iter().collect(), "it has no head of that number", ""),
             None => {
-                let found = heads.iter().filter(|head| hex(&head.hash).starts_with(which)).collect();
-                one(found, "no head of it begins so", "several heads of it begin so")
+                let (found, shown) =
+                    (heads.iter().filter(|head| hex(&head.hash).starts_with(which)), escaped(which.as_bytes()));
+                one(
+                    found.collect(),
+                    &format!("it has no head '{shown}'"),
+                    &format!("several heads of it begin with '{shown}'"),
+                )
             }
         },
     }
@@ -59,19 +73,16 @@ pub(super) fn names(heads: &[Head]) -> Vec<HeadName> {
 }
 
 impl Pick {
-    pub(super) async fn run(self, context: &Context) -> Ended {
+    pub(super) async fn run(mut self, context: &Context) -> Ended {
         let client = context.client().await?;
         let me = client.node().status(StatusRequest {}).await?.into_inner().node;
         let (mut picked, mut not) = (Vec::new(), Vec::new());
-        for Key { path, heads, shadowed } in matching(&client, &self.store, &self.keys).await? {
+        for Key { path, heads, shadowed } in named(&client, &mut self.store, std::mem::take(&mut self.keys)).await? {
             let choice = chosen(&self.which, &heads, &me);
-            let choice = if shadowed { Err("keys lie below it: delete them, or it") } else { choice };
+            let choice = if shadowed { Err("keys lie below it: delete them, or it".to_owned()) } else { choice };
             match choice {
                 Ok(head) => picked.push(Picked { heads: names(&heads), head: Some(head.clone()), path }),
-                Err(why) => {
-                    context.output.remark(format!("note: {}: {why}", escaped(&path)));
-                    not.push(path);
-                }
+                Err(why) => not.push((path, why)),
             }
         }
         let paths: Vec<_> = picked.iter().map(|picked| picked.path.clone()).collect();
@@ -83,7 +94,7 @@ impl Pick {
             let text = settled.iter().map(|path| format!("settled  {path}")).collect::<Vec<_>>().join("\n");
             context.output.either(&json!({"settled": settled, "entries": hashes}), text)?;
         }
-        left(&not)
+        left(&not, context)
     }
 }
 

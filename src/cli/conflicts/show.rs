@@ -5,8 +5,9 @@ use std::ffi::OsString;
 use clap::Args;
 
 use super::ancestor::ancestor;
-use super::matching;
+use super::named;
 use crate::api::wire::Key;
+use crate::cli::key::HOME;
 use crate::cli::kv::described;
 use crate::cli::past::Change;
 use crate::cli::{Context, Ended, json};
@@ -22,18 +23,18 @@ Each head is compared with the last version that all of them come from; where th
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Show {
-    /// The keys: paths, directories, or globs
+    /// The keys: paths, directories, globs, or whole paths of files on the mount
     #[arg(required = true)]
     keys: Vec<OsString>,
     /// The store
-    #[arg(long, short, default_value = "home", value_name = "NAME")]
+    #[arg(long, short, default_value = HOME, value_name = "NAME")]
     store: String,
 }
 
 impl Show {
-    pub(super) async fn run(self, context: &Context) -> Ended {
+    pub(super) async fn run(mut self, context: &Context) -> Ended {
         let client = context.client().await?;
-        for Key { path, heads, shadowed } in matching(&client, &self.store, &self.keys).await? {
+        for Key { path, heads, shadowed } in named(&client, &mut self.store, std::mem::take(&mut self.keys)).await? {
             let base = ancestor(&client, &self.store, &path, &heads).await?;
             let live = |at: usize| Some(&heads[at]).filter(|head| head.kind != "deleted");
             let change = |at: usize| Change { store: &self.store, path: &path, before: base.as_ref(), after: live(at) };

@@ -9,13 +9,44 @@ use ::iroh::endpoint::{AfterHandshakeOutcome, BeforeConnectOutcome, Connection, 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
 use super::hub::{self, Internal};
-use super::{Switch, close};
+use super::{Switch, close, closed_with};
 use crate::ids::NodeId;
 use crate::net::join;
 use crate::replication::membership::{Membership, SharedMembership};
 
 /// Connections that one peer may have with this node at once, of all protocols.
 const CONNECTIONS: usize = 32;
+
+/// Why a node is not let in, as it is told by the code that its connection is closed with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// It is no member: it was removed, has left, or that it joined is not known yet.
+    NotAMember,
+    /// It signed two entries for one place in its chain, and was removed for that.
+    Forked,
+}
+
+impl Refused {
+    const fn code(self) -> u32 {
+        match self {
+            Self::NotAMember => close::NOT_A_MEMBER,
+            Self::Forked => close::FORKED,
+        }
+    }
+
+    const fn reason(self) -> &'static str {
+        match self {
+            Self::NotAMember => "not a member of this mesh",
+            Self::Forked => "removed from this mesh: signed two entries for one place",
+        }
+    }
+
+    /// What the other end of a closed connection said, if it refused this node.
+    pub(super) fn told(connection: &Connection) -> Option<Self> {
+        let code = closed_with(connection)?;
+        [Self::NotAMember, Self::Forked].into_iter().find(|why| code == why.code().into())
+    }
+}
 
 #[derive(Debug)]
 struct Open {
@@ -33,7 +64,17 @@ pub(super) struct Gate {
 
 impl Gate {
     pub(super) fn admits(&self, peer: &NodeId) -> bool {
-        self.membership.load().as_ref().is_some_and(|shared| shared.load().admits(peer))
+        self.refuses(peer).is_none()
+    }
+
+    fn refuses(&self, peer: &NodeId) -> Option<Refused> {
+        let shared = self.membership.load();
+        let Some(shared) = shared.as_ref() else { return Some(Refused::NotAMember) };
+        match shared.load().members.get(peer) {
+            Some(member) if !member.left => None,
+            Some(member) if member.forked => Some(Refused::Forked),
+            Some(_) | None => Some(Refused::NotAMember),
+        }
     }
 
     pub(super) fn has_mesh(&self) -> bool {
@@ -52,24 +93,27 @@ impl Gate {
 
     /// Closes the connections of those who are not members (any more).
     pub(super) fn sweep(&self) {
-        let (code, reason) = if self.has_mesh() {
-            (close::NOT_A_MEMBER, "not a member of this mesh")
-        } else {
-            (close::GOODBYE, "going away")
-        };
-        self.close_where(code, reason, |peer| !self.admits(peer));
+        let has_mesh = self.has_mesh();
+        self.close_where(|peer| match self.refuses(peer) {
+            Some(why) if has_mesh => Some((why.code(), why.reason())),
+            Some(_) => Some((close::GOODBYE, "going away")),
+            None => None,
+        });
     }
 
     /// Closes every connection with a peer that has been found dead, so that each protocol makes a new one.
     pub(super) fn drop_peer(&self, dead: &NodeId) {
-        self.close_where(close::DEAD, "no answer", |peer| peer == dead);
+        self.close_where(|peer| (peer == dead).then_some((close::DEAD, "no answer")));
     }
 
-    fn close_where(&self, code: u32, reason: &str, condemned: impl Fn(&NodeId) -> bool) {
+    /// Closes the connections with peers for whom there is a code and a reason.
+    fn close_where(&self, verdict: impl Fn(&NodeId) -> Option<(u32, &'static str)>) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|_, entry| {
             let Some(connection) = entry.connection.upgrade() else { return false };
-            if entry.alpn != join::ALPN && condemned(&entry.peer) {
+            if entry.alpn != join::ALPN
+                && let Some((code, reason)) = verdict(&entry.peer)
+            {
                 connection.close(code.into(), reason.as_bytes());
                 return false;
             }
@@ -115,17 +159,15 @@ impl EndpointHooks for Hooks {
             let reason = b"too many connections".to_vec();
             return AfterHandshakeOutcome::Reject { error_code: close::BUSY.into(), reason };
         }
-        if connection.alpn() == join::ALPN || self.gate.admits(&peer) {
+        let refused = self.gate.refuses(&peer).filter(|_| connection.alpn() != join::ALPN);
+        let Some(why) = refused else {
             if connection.alpn() != hub::ALPN && connection.alpn() != join::ALPN {
                 // It is there: the dial for the link, if one is waiting, need not wait any longer.
                 self.hub.tell(Internal::Found(peer));
             }
             return AfterHandshakeOutcome::Accept;
-        }
-        tracing::debug!(peer = %peer.short(), "refused: not a member");
-        AfterHandshakeOutcome::Reject {
-            error_code: close::NOT_A_MEMBER.into(),
-            reason: b"not a member of this mesh".to_vec(),
-        }
+        };
+        tracing::debug!(peer = %peer.short(), why = why.reason(), "refused");
+        AfterHandshakeOutcome::Reject { error_code: why.code().into(), reason: why.reason().into() }
     }
 }

@@ -17,7 +17,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::session::{self, Ended, Greeting, Outgoing, Session};
-use super::{Shared, close, topics::Topics, was_closed_with};
+use super::{Refused, Shared, close, topics::Topics};
 use crate::clock::monotonic;
 use crate::ids::NodeId;
 use crate::net::link::{Command, Event};
@@ -291,8 +291,8 @@ impl Hub {
                 let (shared, inbox) = (self.shared.clone(), self.self_send.clone());
                 let task = tokio::spawn(async move {
                     let result = Session::dialled(connection.clone(), &shared.greeting()).await.map(Box::new);
-                    if was_closed_with(&connection, close::NOT_A_MEMBER) {
-                        shared.refused_by(id);
+                    if let Some(why) = Refused::told(&connection) {
+                        shared.refused_by(id, why);
                     }
                     tell(&inbox, Internal::Greeted { peer: id, attempt, result });
                 });
@@ -350,8 +350,8 @@ impl Hub {
         let (inbox, shared, stable) = (self.self_send.clone(), self.shared.clone(), connection.stable_id());
         let on_end = move |end: Ended| {
             // Here and now: whoever hears that the link is lost may ask for it at once.
-            if end.refused {
-                shared.refused_by(id);
+            if let Some(why) = end.refused {
+                shared.refused_by(id, why);
             }
             shared.links.send_modify(|links| {
                 if links.get(&id).is_some_and(|current| current.stable_id() == stable) {

@@ -11,7 +11,7 @@ mod hub;
 mod session;
 mod topics;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::book::Book;
 use self::gate::Gate;
+pub use self::gate::Refused;
 use self::hub::{Hub, Internal};
 use self::session::{Greeting, Session};
 use super::join::JoinDesk;
@@ -44,6 +45,8 @@ use crate::replication::membership::SharedMembership;
 pub mod close {
     /// The peer is not a member of this node's mesh.
     pub const NOT_A_MEMBER: u32 = 4403;
+    /// The peer was removed from this node's mesh since it signed two entries for one place in its chain.
+    pub const FORKED: u32 = 4423;
     /// The peer has stopped answering.
     pub const DEAD: u32 = 4408;
     /// Another connection between the two nodes is the link.
@@ -111,10 +114,10 @@ impl Default for Options {
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
     /// Another program has the port.
-    #[error("UDP port {} is in use by another program: choose another with --listen, or stop that program", .0.port())]
+    #[error("UDP port {} is in use by another program", .0.port())]
     PortTaken(SocketAddr),
     /// The address is not this machine's.
-    #[error("this machine has no address {}: --listen takes one of its own, or 0.0.0.0 for all", .0.ip())]
+    #[error("this machine has no address {} (0.0.0.0 means all that it has)", .0.ip())]
     NoSuchAddress(SocketAddr),
     /// A relay's URL is none.
     #[error("'{url}' is not the URL of a relay: {reason}")]
@@ -148,8 +151,8 @@ struct Shared {
     book: Book,
     /// The links that are up.
     links: watch::Sender<BTreeMap<NodeId, Connection>>,
-    /// The peers that last took this node for no member.
-    refusing: watch::Sender<BTreeSet<NodeId>>,
+    /// The peers that last did not let this node in, and why.
+    refusing: watch::Sender<BTreeMap<NodeId, Refused>>,
     /// Where this node can be reached, as far as it knows.
     mine: Mutex<Vec<SocketAddr>>,
     /// The hub that runs now.
@@ -174,12 +177,12 @@ impl Shared {
         self.hub.tell(what);
     }
 
-    fn refused_by(&self, peer: NodeId) {
-        self.refusing.send_if_modified(|refusing| refusing.insert(peer));
+    fn refused_by(&self, peer: NodeId, why: Refused) {
+        self.refusing.send_if_modified(|refusing| refusing.insert(peer, why) != Some(why));
     }
 
     fn taken_by(&self, peer: &NodeId) {
-        self.refusing.send_if_modified(|refusing| refusing.remove(peer));
+        self.refusing.send_if_modified(|refusing| refusing.remove(peer).is_some());
     }
 }
 
@@ -226,7 +229,7 @@ impl Node {
             gate,
             book: Book::new(relays.clone()),
             links: watch::channel(BTreeMap::new()).0,
-            refusing: watch::channel(BTreeSet::new()).0,
+            refusing: watch::channel(BTreeMap::new()).0,
             mine: Mutex::default(),
             hub,
             can_look_up: options.dns,
@@ -324,9 +327,9 @@ impl Node {
         self.shared.links.borrow().get(peer).map(reached)
     }
 
-    /// The peers that take this node for no member, by what they last said; as it changes.
+    /// The peers that don't let this node in, and why, by what they last said; as it changes.
     #[must_use]
-    pub fn refusing(&self) -> watch::Receiver<BTreeSet<NodeId>> {
+    pub fn refusing(&self) -> watch::Receiver<BTreeMap<NodeId, Refused>> {
         self.shared.refusing.subscribe()
     }
 
@@ -418,9 +421,15 @@ impl Undialled {
     }
 }
 
+/// The code with which the other end closed a connection, if it did.
+fn closed_with(connection: &Connection) -> Option<VarInt> {
+    let Some(ConnectionError::ApplicationClosed(closed)) = connection.close_reason() else { return None };
+    Some(closed.error_code)
+}
+
 /// Whether the other end closed a connection with this code.
 pub(super) fn was_closed_with(connection: &Connection, code: u32) -> bool {
-    matches!(connection.close_reason(), Some(ConnectionError::ApplicationClosed(closed)) if closed.error_code == code.into())
+    closed_with(connection) == Some(code.into())
 }
 
 fn words(error: impl std::fmt::Display) -> String {

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use super::{close, was_closed_with};
+use super::{Refused, close};
 use crate::clock::monotonic;
 use crate::ids::NodeId;
 use crate::net::link::Event;
@@ -126,14 +126,14 @@ pub(super) struct Ended {
     pub(super) reason: String,
     /// Whether the peer stopped answering, rather than closed.
     pub(super) dead: bool,
-    /// Whether the peer ended it because it takes this node for no member.
-    pub(super) refused: bool,
+    /// Why the peer does not let this node in, if it ended it for that.
+    pub(super) refused: Option<Refused>,
 }
 
 impl Ended {
     fn of(connection: &Connection, reason: String, dead: bool) -> Self {
         let reason = connection.close_reason().map_or(reason, |error| why(&error));
-        Self { reason, dead, refused: was_closed_with(connection, close::NOT_A_MEMBER) }
+        Self { reason, dead, refused: Refused::told(connection) }
     }
 }
 
@@ -189,7 +189,7 @@ async fn run(
         reason = write_frames(send, queue, queued) => reason,
         reason = read_frames(receive, peer, events) => reason,
         reason = answer_probes(&connection, &answered) => reason,
-        reason = probe(&connection, &answered, changed) => return Ended { reason, dead: true, refused: false },
+        reason = probe(&connection, &answered, changed) => return Ended { reason, dead: true, refused: None },
         error = connection.closed() => why(&error),
     };
     let dead = matches!(connection.close_reason(), Some(ConnectionError::TimedOut));

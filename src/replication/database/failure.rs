@@ -61,7 +61,8 @@ impl DatabaseError {
         match self {
             Self::Full { .. } => "free some space on that disk; writing then goes on by itself",
             Self::Corrupt { .. } => {
-                "stop the node, move that file away, and start it again: what other members have of it is fetched again"
+                "`lattice store verify` says what is damaged, `lattice store repair NAME` makes a store's file anew from what is \
+                 sound in it and what other members have"
             }
             Self::Newer { .. } => "install the newer lattice again",
             Self::InUse { .. } => "stop the program that has it open",

@@ -127,6 +127,10 @@ impl Root {
         Ok(Self { log, machine })
     }
 
+    pub(super) fn state(&self) -> Arc<State> {
+        self.machine.state()
+    }
+
     /// The log below.
     #[must_use]
     pub const fn log(&self) -> &Arc<Log> {

@@ -34,7 +34,6 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
-pub use describe::describe;
 pub use handle::{Declared, GenesisError, Invitation, MemberInfo, Root, RootError, genesis, nobody};
 pub use machine::Machine;
 pub use redeem::{Redeem, Refusal, invite_id, invite_key, redeem};

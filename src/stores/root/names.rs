@@ -1,5 +1,7 @@
 //! Names of nodes, stores, rooms and meshes: what can stand as a file name and misleads nobody.
 
+/// What the root store goes by in commands: no other store may be called so.
+pub const ROOT: &str = "root";
 /// The longest name that may be asked for, in bytes.
 pub const LONGEST: usize = 64;
 
