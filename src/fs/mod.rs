@@ -24,6 +24,7 @@ mod keys;
 mod listing;
 mod local;
 mod members;
+mod missed;
 mod missing;
 mod mounts;
 mod names;
