@@ -99,9 +99,9 @@ pub(super) fn paths(paths: &[Vec<u8>]) -> Value {
     paths.iter().map(|path| String::from_utf8_lossy(path)).collect()
 }
 
-pub(super) fn going_back(hash: &[u8], restored: &[Vec<u8>], deleted: &[Vec<u8>]) -> Value {
-    let hash = Some(hash).filter(|hash| !hash.is_empty()).map(hex);
-    json!({"hash": hash, "restored": paths(restored), "deleted": paths(deleted)})
+pub(super) fn going_back(hashes: &[Vec<u8>], restored: &[Vec<u8>], deleted: &[Vec<u8>]) -> Value {
+    let hashes: Vec<_> = hashes.iter().map(|hash| hex(hash)).collect();
+    json!({"hashes": hashes, "restored": paths(restored), "deleted": paths(deleted)})
 }
 
 pub(super) fn entry(entry: &wire::LogEntry) -> Value {

@@ -15,8 +15,8 @@ Examples:
   lattice restore notes --at 2026-11-22 --dry-run
   lattice restore notes/today --at 3fa9^       as it was before that entry
 
-All that stands at and below the path becomes what it was: what has come since is deleted. One entry, on all machines; nothing is
-lost: the versions of now stay in the history, and `lattice undo` takes it back.
+All that stands at and below the path becomes what it was: what has come since is deleted. One entry, on all machines, or as few as
+it fits; nothing is lost: the versions of now stay in the history, and `lattice undo` takes it back.
 
 ";
 
@@ -40,9 +40,9 @@ pub(super) struct Restore {
 impl Restore {
     pub(super) async fn run(self, context: &Context) -> Ended {
         let (path, dry) = (self.path.into_vec(), self.dry_run);
-        let request = RestoreRequest { store: self.store, path, moment: Some(moment(&self.at)), dry };
+        let request = RestoreRequest { store: self.store.clone(), path, moment: Some(moment(&self.at)), dry };
         let reply = context.client().await?.past().restore(request).await?.into_inner();
-        let value = json::going_back(&reply.hash, &reply.restored, &reply.deleted);
-        context.output.either(&value, told(&reply.hash, dry, &reply.restored, &reply.deleted))
+        let value = json::going_back(&reply.hashes, &reply.restored, &reply.deleted);
+        context.output.either(&value, told(context, &self.store, &reply.hashes, dry, &reply.restored, &reply.deleted))
     }
 }

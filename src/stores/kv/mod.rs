@@ -23,6 +23,7 @@ mod machine;
 mod model;
 #[cfg(test)]
 mod moments;
+mod parts;
 mod past;
 mod path;
 mod restore;
@@ -35,6 +36,7 @@ pub use describe::describe;
 pub use handle::{Kv, KvError, Opened, PATIENCE};
 pub use machine::Machine;
 pub use model::{Content, Head, HeadId, Heads, Kind, Node, Op, Value, Version};
+pub use parts::Partly;
 pub use past::{Lens, Moment};
 pub use path::{BadPath, check as check_path};
 pub use restore::{Restored, Undone};

@@ -24,7 +24,7 @@ type Answer<T> = Result<T, KvError>;
 /// What going back to a moment takes.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Restored {
-    /// To be submitted as one entry.
+    /// To be submitted together: they may not fit one entry.
     pub ops: Vec<Op>,
     /// The keys that get a former value.
     pub restored: Vec<Vec<u8>>,
