@@ -14,6 +14,8 @@ mod conflicts;
 mod harness;
 #[path = "cli/past.rs"]
 mod past;
+#[path = "cli/proof.rs"]
+mod proof;
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -61,7 +63,7 @@ fn with_mesh() -> Node<'static> {
 #[test]
 fn without_a_node_every_command_says_so_and_how_to_start_one() {
     let node = Node::here();
-    let commands: [&[&str]; 22] = [
+    let commands: [&[&str]; 23] = [
         &["status"],
         &["peers"],
         &["mesh", "init"],
@@ -83,6 +85,7 @@ fn without_a_node_every_command_says_so_and_how_to_start_one() {
         &["blame", "key"],
         &["restore", "key", "--at", "1h-ago"],
         &["undo", "3fa9"],
+        &["prove", "key"],
         &["chat", "ls"],
     ];
     for command in commands {

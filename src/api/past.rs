@@ -13,8 +13,9 @@ use super::kv::{answer, described, keys_of, send, shown};
 use super::mesh;
 use super::stores::{Answers, ROOT, blocking, one, registry, told};
 use super::wire::{
-    self, GetPart, HeadName, KeyThen, ReadVersionRequest, RestoreReply, RestoreRequest, ShowReply, ShowRequest,
-    ThenRequest, UndoReply, UndoRequest, Version, VersionsRequest, Write, moment::What, past_server::Past,
+    self, GetPart, HeadName, KeyThen, ProofPart, ProveRequest, ReadVersionRequest, RestoreReply, RestoreRequest,
+    ShowReply, ShowRequest, ThenRequest, UndoReply, UndoRequest, Version, VersionsRequest, Write, moment::What,
+    past_server::Past,
 };
 use crate::clock::{Hlc, Millis};
 use crate::ids::Hash;
@@ -65,22 +66,27 @@ fn moment(keys: &Keys, moment: Option<wire::Moment>) -> Result<Moment, Failure> 
     found.ok_or_else(|| no_entry(digits))
 }
 
-fn show(registry: &Registry, request: &ShowRequest) -> Result<ShowReply, Failure> {
+/// The entry whose hash begins so, and its store: this one, or if it is empty any.
+pub(super) fn in_store(registry: &Registry, store: &str, start: &str) -> Result<(String, Arc<Log>, Entry), Failure> {
     let all = || registry.stores().into_iter().filter(|store| store.damaged.is_none()).map(|store| store.name);
     let names: Vec<String> =
-        if request.store.is_empty() { all().chain([ROOT.to_owned()]).collect() } else { vec![request.store.clone()] };
+        if store.is_empty() { all().chain([ROOT.to_owned()]).collect() } else { vec![store.to_owned()] };
     let mut found = None;
     for store in names {
         let log = one(registry, &store)?;
-        if let Some(entry) = entry(&log, &request.entry)? {
+        if let Some(entry) = entry(&log, start)? {
             if found.is_some() {
-                let several = format!("entries of several stores begin with '{}'", request.entry);
+                let several = format!("entries of several stores begin with '{start}'");
                 return Err(Failure::refused(several).hint("give more of the hash, or name the store"));
             }
             found = Some((store, log, entry));
         }
     }
-    let (store, log, entry) = found.ok_or_else(|| no_entry(&request.entry))?;
+    found.ok_or_else(|| no_entry(start))
+}
+
+fn show(registry: &Registry, request: &ShowRequest) -> Result<ShowReply, Failure> {
+    let (store, log, entry) = in_store(registry, &request.store, &request.entry)?;
     let noop = log.noop(&log.database().view()?, &entry.hash())?;
     let writes = match registry.kv_by_id(&log.store()) {
         Some(keys) => writes(&keys, &entry)?,
@@ -255,6 +261,14 @@ impl Past for Service {
         let keys = keys_of(self.host.as_ref(), &request.store)?;
         let service = self.clone();
         Ok(Response::new(blocking(move || service.take_back(&keys, &request)).await?))
+    }
+
+    type ProveStream = Answers<ProofPart>;
+
+    async fn prove(&self, request: Request<ProveRequest>) -> Result<Response<Self::ProveStream>, Status> {
+        let registry = registry(self.host.as_ref())?;
+        let request = request.into_inner();
+        Ok(answer(move |parts| super::prove::prove(&registry, request, parts)))
     }
 }
 

@@ -14,7 +14,7 @@ fn path_into(object: &mut Map<String, Value>, path: &[u8]) {
     }
 }
 
-fn with_path(path: &[u8], rest: Value) -> Value {
+pub(super) fn with_path(path: &[u8], rest: Value) -> Value {
     let mut object = Map::new();
     path_into(&mut object, path);
     if let Value::Object(rest) = rest {
@@ -23,7 +23,7 @@ fn with_path(path: &[u8], rest: Value) -> Value {
     object.into()
 }
 
-fn time(hlc: u64) -> String {
+pub(super) fn time(hlc: u64) -> String {
     utc(Hlc(hlc).millis().0)
 }
 

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
+
 use super::handle::{Kv, KvError};
 use super::machine::HISTORY;
 use super::model::{Head, HeadId, Op, Version};
@@ -86,6 +88,13 @@ impl Kv {
                 (write.path.to_vec(), Version { head: write.head(entry, op), supersedes: write.cites })
             });
         versions.collect()
+    }
+
+    /// The content of the write at this place in an entry, if the entry itself holds it.
+    #[must_use]
+    pub fn bytes_in(entry: &Entry, op: u16) -> Option<Bytes> {
+        let payload = wire::decode(entry).ok()?;
+        payload.operations.get(usize::from(op))?.bytes().cloned()
     }
 
     /// One write to a key; `None` if it is not here, or counts no more.
