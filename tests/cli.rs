@@ -16,6 +16,8 @@ mod harness;
 mod past;
 #[path = "cli/tx.rs"]
 mod tx;
+#[path = "cli/proof.rs"]
+mod proof;
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -63,7 +65,7 @@ fn with_mesh() -> Node<'static> {
 #[test]
 fn without_a_node_every_command_says_so_and_how_to_start_one() {
     let node = Node::here();
-    let commands: [&[&str]; 22] = [
+    let commands: [&[&str]; 23] = [
         &["status"],
         &["peers"],
         &["mesh", "init"],
@@ -85,6 +87,7 @@ fn without_a_node_every_command_says_so_and_how_to_start_one() {
         &["blame", "key"],
         &["restore", "key", "--at", "1h-ago"],
         &["undo", "3fa9"],
+        &["prove", "key"],
         &["chat", "ls"],
     ];
     for command in commands {

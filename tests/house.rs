@@ -29,6 +29,8 @@ const PARTS: &[(&str, &[&str])] = &[
     ("mesh", &["stores", "replication", "net", "blobs"]),
     // Of replication: what stores speak in.
     ("api", &["stores", "replication", "mesh"]),
+    // A proof is checked where no node runs.
+    ("cli/verify.rs", &["api", "stores::proof"]),
     // Over the socket only: never a store, never the daemon.
     ("cli", &["api"]),
     ("daemon", &["api", "fs", "mesh", "stores", "replication", "net", "blobs"]),
@@ -71,6 +73,7 @@ const PURE: &[&str] = &[
     "stores/chat",
     "stores/kv",
     "stores/merge",
+    "stores/proof",
     "stores/root",
 ];
 

@@ -310,3 +310,29 @@ fn who_signs_two_entries_for_one_place_is_removed_by_its_own_proof_and_the_other
     }
     assert!(!told(&["status"]).contains("warning"), "{}", told(&["status"]));
 }
+
+#[test]
+fn a_proof_that_one_machine_makes_of_what_another_wrote_is_checked_where_there_is_nothing_but_the_file() {
+    let net = Net::new(2);
+    let nodes = mesh(&net, 2);
+    let json = |of: &Node<'_>, args: &[&str]| -> serde_json::Value { serde_json::from_str(&of.lattice(args)).unwrap() };
+    fs::write(nodes[0].key("agreed"), "we meet at noon\n").unwrap();
+    eventually("the other has it", || nodes[1].key("agreed").exists());
+    let (id, mesh) = (json(&nodes[0], &["status", "--json"]), json(&nodes[0], &["mesh", "status", "--json"]));
+    net.cut(0);
+    let proof = nodes[1].attempt(&["prove", "agreed"]);
+    assert!(proof.status.success(), "{}", String::from_utf8_lossy(&proof.stderr));
+    for node in &nodes {
+        node.lattice(&["down"]);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("p"), proof.stdout).unwrap();
+    fs::write(dir.path().join("content"), "we meet at noon\n").unwrap();
+    let args = ["verify", "p", "--json", "--content", "content", "--mesh", mesh["id"].as_str().unwrap()];
+    let mut verify = Command::new(env!("CARGO_BIN_EXE_lattice"));
+    let shown = verify.args(args).env_clear().current_dir(dir.path()).output().unwrap();
+    assert!(shown.status.success(), "{}", String::from_utf8_lossy(&shown.stderr));
+    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!((&shown["author"], &shown["author_name"], &shown["role"]), (&id["node"], &id["name"], &"admin".into()));
+    assert_eq!((&shown["writes"][0]["path"], &shown["content_compared"]), (&"agreed".into(), &true.into()));
+}

@@ -15,6 +15,9 @@ use super::wire::{
     past_client::PastClient, stores_client::StoresClient, tx_client::TxClient,
 };
 
+/// The largest answer that is taken, in bytes: one that names each key of a store that was restored.
+const LARGEST: usize = 512 * 1024 * 1024;
+
 /// A connection to a running node.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -72,7 +75,7 @@ impl Client {
     /// What was in them.
     #[must_use]
     pub fn past(&self) -> PastClient<Channel> {
-        PastClient::new(self.channel.clone())
+        PastClient::new(self.channel.clone()).max_decoding_message_size(LARGEST)
     }
 
     /// Transactions.

@@ -116,7 +116,7 @@ fn found(keys: &Keys, path: &[u8]) -> Result<Heads, Failure> {
     }
 }
 
-fn directory(path: &[u8]) -> Failure {
+pub(super) fn directory(path: &[u8]) -> Failure {
     Failure::refused(format!("'{}' is a directory", shown(path)))
         .hint("name a key below it: `lattice kv list` names them")
 }

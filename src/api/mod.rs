@@ -10,6 +10,7 @@ mod kv;
 mod mesh;
 mod node;
 mod past;
+mod prove;
 mod server;
 mod stores;
 mod tx;

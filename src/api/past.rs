@@ -13,14 +13,15 @@ use super::kv::{answer, described, ever, keys_of, send, shown};
 use super::mesh;
 use super::stores::{Answers, blocking, one, registry, told};
 use super::wire::{
-    self, GetPart, HeadName, KeyThen, ReadVersionRequest, RestoreReply, RestoreRequest, ShowReply, ShowRequest,
-    ThenRequest, UndoReply, UndoRequest, Version, VersionsRequest, Write, moment::What, past_server::Past,
+    self, GetPart, HeadName, KeyThen, ProofPart, ProveRequest, ReadVersionRequest, RestoreReply, RestoreRequest,
+    ShowReply, ShowRequest, ThenRequest, UndoReply, UndoRequest, Version, VersionsRequest, Write, moment::What,
+    past_server::Past,
 };
 use crate::clock::{Hlc, Millis};
 use crate::ids::Hash;
 use crate::replication::entry::Entry;
 use crate::replication::log::{Log, Origin};
-use crate::stores::kv::{self, HeadId, KvError, Lens, Moment, Node, Op};
+use crate::stores::kv::{self, HeadId, KvError, Lens, Moment, Node, Op, Partly};
 use crate::stores::root::names::ROOT;
 use crate::stores::{Kv as Keys, Registry};
 
@@ -66,22 +67,27 @@ fn moment(keys: &Keys, moment: Option<wire::Moment>) -> Result<Moment, Failure> 
     found.ok_or_else(|| no_entry(digits))
 }
 
-fn show(registry: &Registry, request: &ShowRequest) -> Result<ShowReply, Failure> {
+/// The entry whose hash begins so, and its store: this one, or if it is empty any.
+pub(super) fn in_store(registry: &Registry, store: &str, start: &str) -> Result<(String, Arc<Log>, Entry), Failure> {
     let all = || registry.stores().into_iter().filter(|store| store.damaged.is_none()).map(|store| store.name);
     let names: Vec<String> =
-        if request.store.is_empty() { all().chain([ROOT.to_owned()]).collect() } else { vec![request.store.clone()] };
+        if store.is_empty() { all().chain([ROOT.to_owned()]).collect() } else { vec![store.to_owned()] };
     let mut found = None;
     for store in names {
         let log = one(registry, &store)?;
-        if let Some(entry) = entry(&log, &request.entry)? {
+        if let Some(entry) = entry(&log, start)? {
             if found.is_some() {
-                let several = format!("entries of several stores begin with '{}'", request.entry);
+                let several = format!("entries of several stores begin with '{start}'");
                 return Err(Failure::refused(several).hint("give more of the hash, or name the store"));
             }
             found = Some((store, log, entry));
         }
     }
-    let (store, log, entry) = found.ok_or_else(|| no_entry(&request.entry))?;
+    found.ok_or_else(|| no_entry(start))
+}
+
+fn show(registry: &Registry, request: &ShowRequest) -> Result<ShowReply, Failure> {
+    let (store, log, entry) = in_store(registry, &request.store, &request.entry)?;
     let noop = log.noop(&log.database().view()?, &entry.hash())?;
     let writes = match registry.kv_by_id(&log.store()) {
         Some(keys) => writes(&keys, &entry)?,
@@ -134,23 +140,32 @@ fn read(keys: &Keys, request: &ReadVersionRequest, parts: &super::kv::Parts) -> 
     send(keys.read(&version.head)?, parts)
 }
 
-/// Signs what was decided, unless it is only to be said.
-fn submit(keys: &Keys, ops: Vec<Op>, dry: bool) -> Result<Vec<u8>, Failure> {
-    if ops.is_empty() || dry {
+/// Signs what was decided, unless it is only to be said. Of what fails half-way it tells what was made.
+fn submit(keys: &Keys, store: &str, ops: Vec<Op>, dry: bool) -> Result<Vec<Vec<u8>>, Failure> {
+    if dry {
         return Ok(Vec::new());
     }
-    let receipt = keys.submit(ops, Origin::Local).map_err(|error| match &error {
-        KvError::TooLarge { .. } => {
-            Failure::refused(format!("it does not fit one entry: {error}")).hint("name a part of it, one at a time")
-        }
-        _ => error.into(),
-    })?;
-    keys.wait(receipt.staged)?;
-    Ok(receipt.hash.0.to_vec())
+    let made = keys.submit_all(ops, Origin::Local).map_err(|partly| halfway(store, partly))?;
+    made.last().map_or(Ok(()), |last| keys.wait(last.staged))?;
+    Ok(made.iter().map(|receipt| receipt.hash.0.to_vec()).collect())
+}
+
+fn halfway(store: &str, partly: Partly) -> Failure {
+    let Partly { made, all, source } = partly;
+    let failure = Failure::from(source);
+    if made.is_empty() {
+        return failure;
+    }
+    let hashes: Vec<_> = made.iter().map(|receipt| receipt.hash.short()).collect();
+    let (few, hashes) = (made.len(), hashes.join(" "));
+    let next =
+        format!("`lattice undo {hashes} --store {store}` takes those back; the same command again does the rest");
+    let hint = failure.hint.map_or_else(|| next.clone(), |hint| format!("{hint}; then {next}"));
+    Failure::new(failure.kind, format!("{few} of {all} entries were made, and then: {}", failure.message)).hint(hint)
 }
 
 fn restore(keys: &Keys, request: RestoreRequest) -> Result<RestoreReply, Failure> {
-    let RestoreRequest { path, moment: when, dry, .. } = request;
+    let RestoreRequest { store, path, moment: when, dry } = request;
     if !path.is_empty() {
         kv::check_path(&path).map_err(KvError::from)?;
     }
@@ -169,14 +184,15 @@ fn restore(keys: &Keys, request: RestoreRequest) -> Result<RestoreReply, Failure
         }
     }
     let kv::Restored { ops, restored, deleted } = keys.restored(&path, &moment)?;
-    let hash = submit(keys, ops, dry)?;
-    Ok(RestoreReply { hash, restored, deleted })
+    let hashes = submit(keys, &store, ops, dry)?;
+    Ok(RestoreReply { hashes, restored, deleted })
 }
 
 impl Service {
     fn undone(&self, keys: &Keys, request: &UndoRequest) -> Result<Vec<Entry>, Failure> {
-        if !request.entry.is_empty() {
-            return Ok(vec![entry(keys.log(), &request.entry)?.ok_or_else(|| no_entry(&request.entry))?]);
+        if !request.hashes.is_empty() {
+            let one = |start: &String| entry(keys.log(), start)?.ok_or_else(|| no_entry(start));
+            return request.hashes.iter().map(one).collect();
         }
         let author = mesh::Service { host: self.host.clone() }.member(&request.author)?.id;
         Ok(keys.written_since(&author, Hlc::at(Millis(request.since)))?)
@@ -190,8 +206,8 @@ impl Service {
         let matches = |path: &[u8]| glob.is_match(std::ffi::OsStr::from_bytes(path));
         let entries = self.undone(keys, request)?;
         let kv::Undone { change: kv::Restored { ops, restored, deleted }, kept } = keys.undone(&entries, &matches)?;
-        let hash = submit(keys, ops, request.dry)?;
-        Ok(UndoReply { hash, restored, deleted, kept, entries: entries.len() as u64 })
+        let hashes = submit(keys, &request.store, ops, request.dry)?;
+        Ok(UndoReply { hashes, restored, deleted, kept, entries: entries.len() as u64 })
     }
 }
 
@@ -248,5 +264,29 @@ impl Past for Service {
         let keys = keys_of(self.host.as_ref(), &request.store)?;
         let service = self.clone();
         Ok(Response::new(blocking(move || service.take_back(&keys, &request)).await?))
+    }
+
+    type ProveStream = Answers<ProofPart>;
+
+    async fn prove(&self, request: Request<ProveRequest>) -> Result<Response<Self::ProveStream>, Status> {
+        let registry = registry(self.host.as_ref())?;
+        let request = request.into_inner();
+        Ok(answer(move |parts| super::prove::prove(&registry, request, parts)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replication::log::Receipt;
+
+    #[test]
+    fn what_fails_half_way_says_what_was_made_and_how_to_take_it_back() {
+        let receipt = |n| Receipt { hash: Hash([n; 32]), hlc: Hlc(0), seq: 0, staged: 0 };
+        let source = || KvError::Invalid("the disk is full".into());
+        let failure = halfway("home", Partly { made: vec![receipt(1), receipt(2)], all: 5, source: source() });
+        assert_eq!(failure.message, "2 of 5 entries were made, and then: the disk is full");
+        assert!(failure.hint.unwrap().starts_with("`lattice undo 01010101 02020202 --store home` takes those back"));
+        assert_eq!(halfway("home", Partly { made: Vec::new(), all: 5, source: source() }), source().into());
     }
 }

@@ -14,7 +14,7 @@ fn path_into(object: &mut Map<String, Value>, path: &[u8]) {
     }
 }
 
-fn with_path(path: &[u8], rest: Value) -> Value {
+pub(super) fn with_path(path: &[u8], rest: Value) -> Value {
     let mut object = Map::new();
     path_into(&mut object, path);
     if let Value::Object(rest) = rest {
@@ -23,7 +23,7 @@ fn with_path(path: &[u8], rest: Value) -> Value {
     object.into()
 }
 
-fn time(hlc: u64) -> String {
+pub(super) fn time(hlc: u64) -> String {
     utc(Hlc(hlc).millis().0)
 }
 
@@ -102,9 +102,9 @@ pub(super) fn paths(paths: &[Vec<u8>]) -> Value {
     paths.iter().map(|path| String::from_utf8_lossy(path)).collect()
 }
 
-pub(super) fn going_back(hash: &[u8], restored: &[Vec<u8>], deleted: &[Vec<u8>]) -> Value {
-    let hash = Some(hash).filter(|hash| !hash.is_empty()).map(hex);
-    json!({"hash": hash, "restored": paths(restored), "deleted": paths(deleted)})
+pub(super) fn going_back(hashes: &[Vec<u8>], restored: &[Vec<u8>], deleted: &[Vec<u8>]) -> Value {
+    let hashes: Vec<_> = hashes.iter().map(|hash| hex(hash)).collect();
+    json!({"hashes": hashes, "restored": paths(restored), "deleted": paths(deleted)})
 }
 
 pub(super) fn entry(entry: &wire::LogEntry) -> Value {

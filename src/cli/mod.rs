@@ -1,4 +1,5 @@
-//! The `lattice` command: one file a noun. Speaks to a running node through the control service alone.
+//! The `lattice` command: one file a noun. Speaks to a running node through the control service alone; what needs no node, the
+//! checking of a proof, it does itself.
 
 mod ask;
 mod batch;
@@ -20,12 +21,14 @@ mod output;
 mod past;
 mod peers;
 mod progress;
+mod prove;
 mod restore;
 mod show;
 mod store;
 mod tx;
 mod undo;
 mod up;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -50,7 +53,7 @@ Exit codes:
   2  the command or a setting was not understood
   3  no node runs in the data directory
   4  what was named is not there
-  5  refused: not allowed, or it does not fit the present state
+  5  refused: not allowed, it does not fit the present state, or a proof does not hold
   6  another machine did not answer; trying again may help";
 
 /// A peer-to-peer mesh of replicated stores, mounted as a directory.
@@ -92,6 +95,8 @@ enum Command {
     Restore(restore::Restore),
     Undo(undo::Undo),
     Tx(tx::Tx),
+    Prove(prove::Prove),
+    Verify(verify::Verify),
     #[command(subcommand)]
     Chat(chat::Chat),
     Config(config::Config),
@@ -202,6 +207,8 @@ async fn run(command: Command, context: Context) -> Ended {
         Command::Restore(restore) => restore.run(&context).await,
         Command::Undo(undo) => undo.run(&context).await,
         Command::Tx(tx) => tx.run(&context).await,
+        Command::Prove(prove) => prove.run(&context).await,
+        Command::Verify(verify) => verify.run(&context),
         Command::Chat(chat) => chat.run(&context).await,
         Command::Config(config) => config.run(&context),
         Command::Doctor(doctor) => doctor.run(&context).await,

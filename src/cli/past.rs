@@ -178,18 +178,33 @@ fn unified(before: &[u8], after: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Says which keys were changed, and by which entry.
-pub(super) fn told(hash: &[u8], dry: bool, restored: &[Vec<u8>], deleted: &[Vec<u8>]) -> String {
+/// Says which keys were changed, and by which entries.
+pub(super) fn told(
+    context: &Context,
+    store: &str,
+    hashes: &[Vec<u8>],
+    dry: bool,
+    restored: &[Vec<u8>],
+    deleted: &[Vec<u8>],
+) -> String {
     let mut text = String::new();
     for (what, paths) in [("restored", restored), ("deleted", deleted)] {
         for path in paths {
             text.push_str(&format!("{what}  {}\n", escaped(path)));
         }
     }
-    match (dry, hash.is_empty()) {
+    for hash in hashes {
+        text.push_str(&format!("entry {}\n", hex(hash)));
+    }
+    match (dry, hashes.len()) {
         (true, _) => text.push_str("nothing was done yet: this is what would be"),
-        (false, true) => text.push_str("nothing was to be done"),
-        (false, false) => text.push_str(&format!("entry {}", hex(hash))),
+        (false, 0) => text.push_str("nothing was to be done"),
+        (false, 1) => text.truncate(text.trim_end().len()),
+        (false, many) => {
+            let starts: Vec<_> = hashes.iter().map(|hash| super::output::short(hash)).collect();
+            let back = context.typed(&format!("undo {} --store {}", starts.join(" "), escaped(store.as_bytes())));
+            text.push_str(&format!("{many} entries, since one does not hold it; to take all of it back:\n{back}"));
+        }
     }
     text
 }

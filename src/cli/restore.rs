@@ -15,8 +15,8 @@ Examples:
   lattice restore notes --at 2026-11-22 --dry-run
   lattice restore notes/today --at 3fa9^       as it was before that entry
 
-All that stands at and below the path becomes what it was: what has come since is deleted. One entry, on all machines; nothing is \
-lost: the versions of now stay in the history, and `lattice undo` takes it back.
+All that stands at and below the path becomes what it was: what has come since is deleted. One entry, on all machines, or as few as \
+it fits; nothing is lost: the versions of now stay in the history, and `lattice undo` takes it back.
 
 ";
 
@@ -41,9 +41,9 @@ impl Restore {
     pub(super) async fn run(self, context: &Context) -> Ended {
         let (client, dry) = (context.client().await?, self.dry_run);
         let (store, path) = below(&client, self.store, self.path).await?;
-        let request = RestoreRequest { store, path, moment: Some(moment(&self.at)), dry };
+        let request = RestoreRequest { store: store.clone(), path, moment: Some(moment(&self.at)), dry };
         let reply = client.past().restore(request).await?.into_inner();
-        let value = json::going_back(&reply.hash, &reply.restored, &reply.deleted);
-        context.output.either(&value, told(&reply.hash, dry, &reply.restored, &reply.deleted))
+        let value = json::going_back(&reply.hashes, &reply.restored, &reply.deleted);
+        context.output.either(&value, told(context, &store, &reply.hashes, dry, &reply.restored, &reply.deleted))
     }
 }

@@ -11,19 +11,20 @@ use crate::api::wire::UndoRequest;
 const EXAMPLES: &str = "\
 Examples:
   lattice undo 3fa9                                  one entry
+  lattice undo 3fa9 51c0 e77d                        several, such as an undo or a restore of many keys takes
   lattice undo --by laptop --since 2h-ago            all that a machine wrote since then
   lattice undo --by laptop --since 14:00 --path 'notes/**' --dry-run
 
 Each key gets the value that it would show without those entries. A key that other entries have written since is left as it is, and named. \
-One entry, on all machines, which can be undone itself: `lattice undo` with its hash.";
+One entry, on all machines, or as few as it fits, which can be undone themselves: `lattice undo` with their hashes.";
 
-/// Take back what an entry did, or what a machine wrote since some time
+/// Take back what entries did, or what a machine wrote since some time
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Undo {
-    /// The start of the entry's hash: four digits or more
-    #[arg(required_unless_present = "by", conflicts_with_all = ["by", "since"], default_value = "", hide_default_value = true)]
-    entry: String,
+    /// The starts of the entries' hashes: four digits or more each
+    #[arg(required_unless_present = "by", conflicts_with_all = ["by", "since"], value_name = "ENTRY")]
+    entries: Vec<String>,
     /// The machine: its name or the start of its id
     #[arg(long, value_name = "MACHINE", requires = "since", default_value = "", hide_default_value = true)]
     by: String,
@@ -45,15 +46,15 @@ impl Undo {
     pub(super) async fn run(self, context: &Context) -> Ended {
         let dry = self.dry_run;
         let request = UndoRequest {
-            store: self.store,
-            entry: self.entry,
+            store: self.store.clone(),
+            hashes: self.entries,
             author: self.by,
             since: self.since.unwrap_or(0),
             glob: self.path,
             dry,
         };
         let reply = context.client().await?.past().undo(request).await?.into_inner();
-        let mut value = json::going_back(&reply.hash, &reply.restored, &reply.deleted);
+        let mut value = json::going_back(&reply.hashes, &reply.restored, &reply.deleted);
         value["kept"] = json::paths(&reply.kept);
         value["entries"] = reply.entries.into();
         for path in &reply.kept {
@@ -61,6 +62,6 @@ impl Undo {
                 .output
                 .remark(format!("note: {} was written since by other entries, and is left as it is", escaped(path)));
         }
-        context.output.either(&value, told(&reply.hash, dry, &reply.restored, &reply.deleted))
+        context.output.either(&value, told(context, &self.store, &reply.hashes, dry, &reply.restored, &reply.deleted))
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::draft::{Content, Draft, Shape, part, read_at};
 use super::errno::{self, Answer};
 use super::inodes::{Attr, Place, Seen, Type, join};
+use super::missed::Missed;
 use super::soon::bumped;
 use super::tree::{Found, Handle, LONG, NONE, Tree, locked};
 use crate::clock;
@@ -29,6 +30,7 @@ pub(crate) struct FileHandle {
     pub(crate) sight: Mutex<Sight>,
     /// The content that was read last.
     opened: Mutex<Option<(HeadId, Arc<Opened>)>>,
+    missed: Missed,
 }
 
 /// What was there when a file was opened, by the names that the heads have now.
@@ -44,8 +46,8 @@ pub(crate) struct Sight {
 
 impl FileHandle {
     pub(crate) fn new(seen: &Seen, store: StoreId, append: bool, draft: Option<Arc<Draft>>) -> Self {
-        let (sight, opened) = (Mutex::default(), Mutex::default());
-        Self { ino: seen.ino, store, append, draft, sight, opened }
+        let (sight, opened, missed) = (Mutex::default(), Mutex::default(), Missed::default());
+        Self { ino: seen.ino, store, append, draft, sight, opened, missed }
     }
 
     /// The head that was shown when it was opened.
@@ -355,7 +357,7 @@ impl Tree {
         if let Some(head) = head
             && opened.as_ref().is_none_or(|(id, _)| *id != head.id)
         {
-            opened = Some((head.id, Arc::new(kv.read_within(&head, patience)?)));
+            opened = Some((head.id, Arc::new(file.missed.read(&kv, &head, patience)?)));
             locked(&file.opened).clone_from(&opened);
         }
         let (_, opened) = opened.ok_or(errno::STALE)?;

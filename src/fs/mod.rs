@@ -23,6 +23,7 @@ mod keeper;
 mod keys;
 mod listing;
 mod members;
+mod missed;
 mod missing;
 mod mounts;
 mod names;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::errno::{self, Answer};
 use super::inodes::{Attr, Place, Seen, Type, join};
 use super::keys::{kind, read_opened};
+use super::missed::Missed;
 use super::tree::{Tree, locked};
 use crate::clock::{self, Millis};
 use crate::ids::{Hash, NodeId, StoreId};
@@ -59,18 +60,20 @@ pub(crate) struct VersionHandle {
     store: StoreId,
     head: Head,
     opened: Mutex<Option<Arc<Opened>>>,
+    missed: Missed,
 }
 
 impl VersionHandle {
-    pub(crate) const fn new(store: StoreId, head: Head) -> Self {
-        Self { store, head, opened: Mutex::new(None) }
+    pub(crate) fn new(store: StoreId, head: Head) -> Self {
+        Self { store, head, opened: Mutex::default(), missed: Missed::default() }
     }
 
     /// Reads; a large value that is not here is waited for, for `patience`.
     pub(crate) fn read(&self, tree: &Tree, offset: u64, size: usize, patience: Duration) -> Answer<Vec<u8>> {
         let mut opened = locked(&self.opened).clone();
         if opened.is_none() {
-            opened = Some(Arc::new(tree.kv(&self.store)?.read_within(&self.head, patience)?));
+            let kv = tree.kv(&self.store)?;
+            opened = Some(Arc::new(self.missed.read(&kv, &self.head, patience)?));
             locked(&self.opened).clone_from(&opened);
         }
         read_opened(opened.as_deref().ok_or(errno::STALE)?, offset, size)

@@ -96,6 +96,14 @@ impl Database {
         Self::with(redb, path, None, false)
     }
 
+    /// A database in memory of which nothing is kept: for what is derived once, looked at and dropped.
+    ///
+    /// # Errors
+    /// If redb refuses.
+    pub fn passing() -> Result<Self> {
+        Self::in_memory(redb::backends::InMemoryBackend::new())
+    }
+
     /// A database with a flusher, like a file's, on storage that `backend` gives, at each opening anew.
     ///
     /// # Errors

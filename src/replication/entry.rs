@@ -102,7 +102,11 @@ impl Header {
         out
     }
 
-    fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+    /// Reads a header.
+    ///
+    /// # Errors
+    /// What is wrong with the bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let short = Malformed::Length { want: FIXED, got: bytes.len() };
         let mut rest = bytes;
         let version = u8::from_be_bytes(take(&mut rest).ok_or_else(|| short.clone())?);

@@ -4,6 +4,7 @@ pub mod chat;
 mod describe;
 pub mod kv;
 pub mod merge;
+pub mod proof;
 pub mod registry;
 pub mod root;
 #[cfg(test)]
@@ -13,5 +14,6 @@ pub use chat::Chat;
 pub use describe::describe;
 pub use kv::Kv;
 pub use merge::Merge;
+pub use proof::Proof;
 pub use registry::{Registry, RegistryError, Repaired, SharedOutbox, StoreInfo};
 pub use root::Root;

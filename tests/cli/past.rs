@@ -122,17 +122,17 @@ fn what_was_restored_or_undone_is_one_entry_which_can_be_undone_itself() {
     let before = count();
 
     let dry = json(&node, &["restore", "d", "--at", &then, "--dry-run"]);
-    assert_eq!((&dry["hash"], &dry["restored"]), (&Value::Null, &serde_json::json!(["d/a", "d/b"])));
+    assert_eq!((&dry["hashes"], &dry["restored"]), (&serde_json::json!([]), &serde_json::json!(["d/a", "d/b"])));
     assert_eq!((count(), &dry["deleted"]), (before, &serde_json::json!(["d/new"])));
     let done = json(&node, &["restore", "d", "--at", &then]);
     assert_eq!((count(), keys().as_str()), (before + 1, "d/a\nd/b\n"));
     assert_eq!(std::fs::read_to_string(node.key("d/a")).unwrap(), "1");
     assert!(node.lattice(&["restore", "d", "--at", &then]).contains("nothing was to be done"));
 
-    let undone = json(&node, &["undo", done["hash"].as_str().unwrap()]);
+    let undone = json(&node, &["undo", done["hashes"][0].as_str().unwrap()]);
     assert_eq!((count(), keys().as_str()), (before + 2, "d/a\nd/new\n"));
     assert_eq!(std::fs::read_to_string(node.key("d/a")).unwrap(), "changed");
-    node.lattice(&["undo", undone["hash"].as_str().unwrap()]);
+    node.lattice(&["undo", undone["hashes"][0].as_str().unwrap()]);
     assert_eq!(keys(), "d/a\nd/b\n");
     let twice = node.attempt(&["undo", undone["hash"].as_str().unwrap()]);
     let said = String::from_utf8_lossy(&twice.stderr).into_owned();
@@ -162,4 +162,52 @@ fn what_a_machine_wrote_since_some_time_is_undone_but_for_what_others_wrote_sinc
     assert_eq!(node.lattice(&["conflicts"]), "");
     super::eventually("it is undone there, too", || other.lattice(&["kv", "list"]) == "d/both\nd/since\ne/theirs\n");
     assert!(has(&other, "d/both", "ours") && has(&other, "d/since", "ours"));
+}
+
+/// Runs `lattice kv batch` with what makes so many keys.
+fn put_many(node: &Node<'_>, keys: std::ops::Range<usize>) {
+    use std::io::Write;
+    let mut batch = node.command(&["kv", "batch"]).stdin(std::process::Stdio::piped()).spawn().unwrap();
+    let mut input = batch.stdin.take().unwrap();
+    for key in keys {
+        let value = format!("value {key}");
+        writeln!(input, "{}", serde_json::json!({"path": format!("many/{}/{key}", key % 7), "value": value})).unwrap();
+    }
+    drop(input);
+    assert!(batch.wait().unwrap().success());
+}
+
+#[test]
+fn going_back_over_thousands_of_keys_takes_a_few_entries_and_one_command_takes_all_of_it_back() {
+    let node = with_mesh();
+    let before = put(&node, "before", "x");
+    for start in [0, 500, 1_000, 1_500, 2_000, 2_500] {
+        put_many(&node, start..start + 500);
+    }
+    let count = || json(&node, &["store", "status", "home"])["entries"].as_u64().unwrap();
+    let all = node.lattice(&["kv", "list"]);
+    assert_eq!((all.lines().count(), count()), (3_001, 7));
+
+    let restored = json(&node, &["restore", "", "--at", &before]);
+    assert_eq!(node.lattice(&["kv", "list"]), "before\n");
+    assert_eq!(restored["deleted"].as_array().unwrap().len(), 3_000);
+    let hashes = |of: &Value| -> Vec<String> {
+        of["hashes"].as_array().unwrap().iter().map(|hash| hash.as_str().unwrap().to_owned()).collect()
+    };
+    let made = hashes(&restored);
+    assert!((2..8).contains(&made.len()) && count() == 7 + made.len() as u64, "{made:?}");
+
+    let undo: Vec<&str> = ["undo"].into_iter().chain(made.iter().map(String::as_str)).collect();
+    let text = node.lattice(&undo);
+    assert_eq!(node.lattice(&["kv", "list"]), all);
+    assert_eq!(std::fs::read_to_string(node.key("many/4/2006")).unwrap(), "value 2006");
+    let entries = text.lines().filter(|line| line.starts_with("entry ")).count();
+    assert!(entries > 1 && text.contains(&format!("\n{entries} entries, since one does not hold it")), "{text}");
+    // The last line is the command that takes it back.
+    let back = text.lines().last().unwrap();
+    let words: Vec<&str> = back.split(' ').skip_while(|word| *word != "undo").collect();
+    assert_eq!(words.len(), 1 + entries + 2, "{back}");
+    let gone = json(&node, &words);
+    assert_eq!((hashes(&gone).len(), &gone["entries"]), (made.len(), &entries.into()));
+    assert_eq!(node.lattice(&["kv", "list"]), "before\n");
 }

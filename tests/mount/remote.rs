@@ -1,7 +1,8 @@
 //! What comes from elsewhere.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
+use std::sync::atomic::Ordering;
 
 use lattice::stores::Merge;
 
@@ -176,16 +177,36 @@ fn a_large_value_that_is_not_here_yet_is_waited_for_and_nothing_else_waits() {
     assert_eq!(reader.join().unwrap().unwrap(), bytes);
 }
 
+/// The kernel asks twice where reading ahead fails.
 #[test]
-fn a_large_value_that_nobody_has_is_an_error_and_no_hang() {
+fn a_large_value_that_nobody_has_is_waited_for_once_and_is_an_error_then() {
     let world = World::new();
-    world.there.put("large", &vec![7u8; 100_000]);
-    fs::remove_dir_all(&world.there.blobs).unwrap();
+    let bytes = vec![7u8; 20_000];
+    world.there.put("large", &bytes);
+    let kept = world.dir.path().join("kept");
+    fs::rename(&world.there.blobs, &kept).unwrap();
     fs::create_dir(&world.there.blobs).unwrap();
     world.here.pull(&world.there);
     eventually("the name", || fs::metadata(world.key("large")).is_ok());
-    let error = fs::read(world.key("large")).unwrap_err();
-    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    for (round, name) in [".history/large", "keys/large"].into_iter().enumerate() {
+        let mut path = world.at.join("stores/home").join(name);
+        if round == 0 {
+            path = fs::read_dir(path).unwrap().next().unwrap().unwrap().path();
+        }
+        let mut file = File::open(&path).unwrap();
+        let error = file.read(&mut [0; 10]).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EIO));
+        assert_eq!(world.here.waits.load(Ordering::SeqCst), u32::try_from(round).unwrap() + 1, "{name}");
+    }
+    // What is known to be absent is found when it has come.
+    let mut file = File::open(world.key("large")).unwrap();
+    file.read(&mut [0; 10]).unwrap_err();
+    for blob in fs::read_dir(&kept).unwrap().flatten() {
+        fs::rename(blob.path(), world.here.blobs.join(blob.file_name())).unwrap();
+    }
+    let mut read = Vec::new();
+    file.read_to_end(&mut read).unwrap();
+    assert_eq!(read, bytes);
 }
 
 #[test]

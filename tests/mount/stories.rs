@@ -42,10 +42,11 @@ impl Stage {
             let at = dir.path().join(name);
             let blobs = at.join("blobs");
             std::fs::create_dir_all(&blobs).unwrap();
-            let payloads = Arc::new(Shelf(blobs.clone()));
+            let waits = Arc::default();
+            let payloads = Arc::new(Shelf { at: blobs.clone(), waits: Arc::clone(&waits) });
             let registry =
                 Registry::open(&at, mesh, Some(&first), Arc::clone(key), Arc::new(System), payloads).unwrap();
-            Node { key: Arc::clone(key), registry, blobs }
+            Node { key: Arc::clone(key), registry, blobs, waits }
         });
         let nodes: Vec<Node> = nodes.collect();
         for (node, name) in nodes.iter().zip(NAMES).skip(1) {

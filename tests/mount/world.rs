@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -24,11 +24,15 @@ use lattice::stores::{Merge, Registry};
 static NEXT: AtomicU8 = AtomicU8::new(1);
 
 /// Large values as files of a directory.
-pub(crate) struct Shelf(pub(crate) PathBuf);
+pub(crate) struct Shelf {
+    pub(crate) at: PathBuf,
+    /// How many times one that is not here was waited for.
+    pub(crate) waits: Arc<AtomicU32>,
+}
 
 impl Shelf {
     fn path(&self, hash: &Hash) -> PathBuf {
-        self.0.join(hash.to_string())
+        self.at.join(hash.to_string())
     }
 }
 
@@ -48,12 +52,15 @@ impl Payloads for Shelf {
     }
 
     fn list(&self) -> Result<Vec<Hash>, BlobError> {
-        let names = std::fs::read_dir(&self.0).unwrap().map(|entry| entry.unwrap().file_name());
+        let names = std::fs::read_dir(&self.at).unwrap().map(|entry| entry.unwrap().file_name());
         Ok(names.map(|name| name.to_str().unwrap().parse().unwrap()).collect())
     }
 
     fn fetch(&self, hash: &Hash, _size: u64, patience: Duration) -> Result<File, BlobError> {
         let start = clock::monotonic();
+        if !patience.is_zero() {
+            self.waits.fetch_add(1, Ordering::SeqCst);
+        }
         loop {
             if let Some(file) = self.open(hash)? {
                 return Ok(file);
@@ -92,6 +99,8 @@ pub(crate) struct Node {
     pub(crate) key: Arc<SigningKey>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) blobs: PathBuf,
+    /// How many times a large value that is not here was waited for.
+    pub(crate) waits: Arc<AtomicU32>,
 }
 
 impl Node {
@@ -211,11 +220,12 @@ impl World {
         let open = |name: &str, key: &Arc<SigningKey>| {
             let blobs = dir.path().join(name).join("blobs");
             std::fs::create_dir_all(&blobs).unwrap();
-            let payloads = Arc::new(Shelf(blobs.clone()));
+            let waits = Arc::default();
+            let payloads = Arc::new(Shelf { at: blobs.clone(), waits: Arc::clone(&waits) });
             let at = dir.path().join(name);
             let registry =
                 Registry::open(&at, mesh, Some(&first), Arc::clone(key), Arc::new(System), payloads).unwrap();
-            Node { key: Arc::clone(key), registry, blobs }
+            Node { key: Arc::clone(key), registry, blobs, waits }
         };
         let here = open("here", &mine);
         let there = open("there", &other);

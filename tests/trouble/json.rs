@@ -20,6 +20,7 @@ const HEAD: &str = "author author_name content hash hlc kind mode mtime_ns op se
 const ENTRY: &str = "author author_name does hash hlc noop parents seq size time";
 const MESSAGE: &str = "author author_name edited hlc id reactions redacted reply_to room text time what";
 const CHANGE: &str = "author author_name hash hlc path time what";
+const PROVEN: &str = "author author_name content_compared does hash hlc left mesh mesh_compared mesh_name not_proven removed role root_entries root_until seq store store_deleted store_id store_kind time writes";
 const STATUS: &str = "data forkers forks listening mesh mounts name node pid started stores version warnings";
 
 #[test]
@@ -48,7 +49,14 @@ fn each_answer_is_one_document_with_the_names_that_scripts_know() {
     assert_eq!(names(&got["heads"][0]), HEAD);
     assert_eq!(names(&json(&node, &["kv", "list"])), "heads path shadowed");
     assert_eq!(names(&json(&node, &["log"])), ENTRY);
+    assert_eq!(names(&json(&node, &["prove", "key"])), "proof_base64 size");
+    let proof = node.mount().with_file_name("proof");
+    std::fs::write(&proof, node.attempt(&["prove", "key"]).stdout).unwrap();
+    let shown = json(&node, &["verify", proof.to_str().unwrap()]);
+    assert_eq!(names(&shown), PROVEN);
+    assert_eq!(names(&shown["writes"][0]), "content inside kind mode mtime_ns path size");
     assert_eq!(names(&json(&node, &["kv", "delete", "key"])), "hash path superseded");
+    assert_eq!(names(&json(&node, &["restore", "", "--at", "now"])), "deleted hashes restored");
     assert_eq!(names(&json(&node, &["chat", "post", "lobby", "hello"])), "hash");
     assert_eq!(json(&node, &["chat", "ls"]), serde_json::json!(["lobby"]));
     assert_eq!(names(&json(&node, &["chat", "ls", "lobby"])), MESSAGE);

@@ -390,7 +390,7 @@ impl Kv {
         Ok(self.log.wait(staged)?)
     }
 
-    fn payload(&self, ops: Vec<Op>) -> Result<wire::Payload> {
+    pub(super) fn payload(&self, ops: Vec<Op>) -> Result<wire::Payload> {
         let view = self.view()?;
         let mut operations = Vec::with_capacity(ops.len());
         for op in ops {

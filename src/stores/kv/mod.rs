@@ -24,6 +24,7 @@ mod machine;
 mod model;
 #[cfg(test)]
 mod moments;
+mod parts;
 mod past;
 mod path;
 mod restore;
@@ -38,6 +39,7 @@ pub use handle::{Kv, KvError, Opened, PATIENCE};
 pub use local::stays;
 pub use machine::Machine;
 pub use model::{Content, Head, HeadId, Heads, Kind, Node, Op, Value, Version};
+pub use parts::Partly;
 pub use past::{Lens, Moment};
 pub use path::{BadPath, check as check_path};
 pub use restore::{Restored, Undone};

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
+
 use super::handle::{Kv, KvError};
 use super::machine::HISTORY;
 use super::model::{Head, HeadId, Op, Version};
@@ -24,7 +26,7 @@ type Answer<T> = Result<T, KvError>;
 /// What going back to a moment takes.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Restored {
-    /// To be submitted as one entry.
+    /// To be submitted together: they may not fit one entry.
     pub ops: Vec<Op>,
     /// The keys that get a former value.
     pub restored: Vec<Vec<u8>>,
@@ -86,6 +88,13 @@ impl Kv {
                 (write.path.to_vec(), Version { head: write.head(entry, op), supersedes: write.cites })
             });
         versions.collect()
+    }
+
+    /// The content of the write at this place in an entry, if the entry itself holds it.
+    #[must_use]
+    pub fn bytes_in(entry: &Entry, op: u16) -> Option<Bytes> {
+        let payload = wire::decode(entry).ok()?;
+        payload.operations.get(usize::from(op))?.bytes().cloned()
     }
 
     /// One write to a key; `None` if it is not here, or counts no more.

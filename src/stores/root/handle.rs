@@ -291,7 +291,7 @@ pub fn genesis(
 }
 
 /// [`genesis`] with a given salt.
-pub(super) fn salted(
+pub(crate) fn salted(
     key: &SigningKey,
     clock: &dyn Clock,
     mesh_name: &str,

@@ -26,6 +26,7 @@ mod redeem;
 mod removal;
 #[cfg(test)]
 mod removals;
+mod replay;
 mod state;
 mod succession;
 
@@ -34,8 +35,13 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
+#[cfg(test)]
+pub(crate) use handle::salted;
 pub use handle::{Declared, GenesisError, Invitation, MemberInfo, Root, RootError, genesis, nobody};
 pub use machine::Machine;
 pub use redeem::{Redeem, Refusal, invite_id, invite_key, redeem};
+pub use replay::Unsound;
 pub use succession::{Succession, succession};
 pub use wire::Op;
+#[cfg(test)]
+pub(crate) use wire::encode as payload;

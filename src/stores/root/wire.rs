@@ -302,7 +302,7 @@ fn cut(tips: &[message::Tip]) -> Option<Cut> {
 }
 
 /// The payload that holds `ops`.
-pub(super) fn encode(ops: &[Op]) -> Vec<u8> {
+pub(crate) fn encode(ops: &[Op]) -> Vec<u8> {
     let operation = |op: &Op| message::Operation { action: Some(action(op)) };
     message::Payload { version: VERSION, operations: ops.iter().map(operation).collect() }.encode_to_vec()
 }
