@@ -14,10 +14,10 @@ mod conflicts;
 mod harness;
 #[path = "cli/past.rs"]
 mod past;
-#[path = "cli/tx.rs"]
-mod tx;
 #[path = "cli/proof.rs"]
 mod proof;
+#[path = "cli/tx.rs"]
+mod tx;
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;

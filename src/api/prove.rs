@@ -8,12 +8,13 @@ use tonic::Status;
 use super::failure::Failure;
 use super::kv::{directory, shown};
 use super::past::in_store;
-use super::stores::{ROOT, not_open};
+use super::stores::not_open;
 use super::wire::{ProofPart, ProveRequest};
 use crate::replication::entry::Entry;
 use crate::replication::log::Log;
 use crate::stores::kv::KvError;
 use crate::stores::proof::{Proof, Unproven};
+use crate::stores::root::names::ROOT;
 use crate::stores::{Kv as Keys, Merge, Registry, kv};
 
 /// The store of a key when none is named.

@@ -17,7 +17,7 @@ Examples:
   lattice prove notes/today --entry 3fa9 > today.proof
   lattice prove --entry 3fa9 > entry.proof           all that an entry did
 
-`lattice verify` checks it, on any machine, without a node. It holds the entry and the whole root store: whoever gets it learns the
+`lattice verify` checks it, on any machine, without a node. It holds the entry and the whole root store: whoever gets it learns the \
 names of the mesh's members and stores, and no content but the entry's own. Large values are proven by their hash, and not in it.";
 
 /// Print a proof that an entry counts in this mesh, for those who have no node

@@ -21,7 +21,7 @@ Examples:
   lattice tx show deploy
   lattice tx commit deploy           or: mv ~/mesh/stores/home/.tx/deploy ~/mesh/stores/home/.tx/commit
 
-What is put into the directory becomes one entry: all of it counts, here and on every other machine, or nothing. An empty file
+What is put into the directory becomes one entry: all of it counts, here and on every other machine, or nothing. An empty file \
 `PATH.delete` in it deletes the key PATH, or all that is at and below it.";
 
 /// Change several keys by one entry, or not at all: stage files, then commit them
@@ -75,7 +75,7 @@ Examples:
   lattice tx begin deploy
   lattice tx begin deploy --store site
 
-Prints the directory into which files are put. The transaction builds upon the store as it is now: a key that it touches and that
+Prints the directory into which files are put. The transaction builds upon the store as it is now: a key that it touches and that \
 is changed by others from here on keeps it from being committed.";
 
 /// Begin a transaction
