@@ -1,25 +1,30 @@
 //! The kernel's calls, turned into the tree's. Thin: all meaning is below.
 
+mod call;
+mod reply;
+
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
-    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use self::call::REPLAY;
+use self::reply::{attribute, done, file_type};
 use super::errno::{self, Answer, Failure};
-use super::inodes::{Attr, Type};
+use super::place::{Attr, Type};
 use super::pool::Pool;
 use super::rename::End;
-use super::tree::{Caching, Found, Handle, NONE, Tree};
-use super::write::{Wanted, Writer};
+use super::setattr::Wanted;
+use super::tree::{Found, Handle, NONE, Tree};
+use super::write::Writer;
 use crate::clock;
 use crate::stores::kv::{KvError, PATIENCE};
 
@@ -40,132 +45,12 @@ impl Adapter {
         let disk = Arc::new(Pool::new("fs-disk", 8)?);
         Ok(Self { tree, disk, network: Arc::new(Pool::new("fs-network", 8)?) })
     }
-
-    fn file_attr(&self, attr: &Attr) -> FileAttr {
-        let stamps = self.tree.table().stamps(attr.ino);
-        // What was written since then changed it as well; a time in the future that was set is no such write.
-        let ctime = stamps.ctime.filter(|ctime| *ctime >= attr.mtime || attr.mtime > clock::nanos());
-        #[allow(clippy::cast_possible_truncation, reason = "permission bits")]
-        let perm = (attr.mode & 0o7777) as u16;
-        FileAttr {
-            ino: INodeNo(attr.ino),
-            size: attr.size,
-            blocks: attr.size.div_ceil(512),
-            atime: clock::system(stamps.atime.unwrap_or(attr.mtime)),
-            mtime: clock::system(attr.mtime),
-            ctime: clock::system(ctime.unwrap_or(attr.mtime)),
-            crtime: clock::system(attr.mtime),
-            kind: file_type(attr.kind),
-            perm,
-            nlink: u32::from(!stamps.gone),
-            uid: self.tree.owner.0,
-            gid: self.tree.owner.1,
-            rdev: 0,
-            blksize: 4096,
-            flags: 0,
-        }
-    }
-
-    /// The attributes for the thread that replays. What it removes is linked until it has done so: of what is not the kernel tells watchers
-    /// that it is gone, and forgets them.
-    fn linked(&self, attr: &Attr) -> FileAttr {
-        FileAttr { nlink: 1, ..self.file_attr(attr) }
-    }
-
-    fn entry(&self, reply: ReplyEntry, result: Result<Attr, Errno>) {
-        match result {
-            Ok(attr) => reply.entry(&self.tree.ttl(attr.ino), &self.file_attr(&attr), Generation(0)),
-            Err(error) => reply.error(error),
-        }
-    }
-
-    fn fopen(caching: Caching) -> FopenFlags {
-        match caching {
-            Caching::Keep => FopenFlags::FOPEN_KEEP_CACHE,
-            Caching::KeepUnflushed => FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
-            Caching::Default => FopenFlags::FOPEN_NOFLUSH,
-            Caching::Direct => FopenFlags::FOPEN_DIRECT_IO,
-            Caching::Stream => FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_STREAM,
-        }
-    }
-}
-
-fn file_type(kind: Type) -> FileType {
-    match kind {
-        Type::File => FileType::RegularFile,
-        Type::Directory => FileType::Directory,
-        Type::Symlink => FileType::Symlink,
-    }
 }
 
 fn nanos(time: TimeOrNow) -> i64 {
     match time {
         TimeOrNow::Now => clock::nanos(),
         TimeOrNow::SpecificTime(time) => clock::nanos_of(time),
-    }
-}
-
-/// The name of the calls of the thread that replays: what it may not do is nobody's failure.
-const REPLAY: &str = "replay";
-
-/// A call of the kernel: on what, for when it fails.
-struct Call {
-    tree: Arc<Tree>,
-    name: &'static str,
-    ino: u64,
-    /// The name in the directory `ino`, if it is about that.
-    entry: Option<Box<[u8]>>,
-}
-
-impl Call {
-    fn named(mut self, entry: &OsStr) -> Self {
-        self.entry = Some(entry.as_bytes().into());
-        self
-    }
-
-    /// Runs it. A failure is noted once, here; one that should never be costs the caller an EIO and nobody else.
-    fn run<T>(self, work: impl FnOnce() -> Answer<T>) -> Result<T, Errno> {
-        let (call, ino) = (self.name, self.ino);
-        match std::panic::catch_unwind(AssertUnwindSafe(work)) {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(why)) => {
-                if why.grave() {
-                    tracing::warn!(target: "fs", call, ino, %why, "failed");
-                } else {
-                    tracing::trace!(target: "fs", call, ino, %why, "refused");
-                }
-                self.note(why.number(), &why);
-                Err(Errno::from_i32(why.number()))
-            }
-            Err(_) => {
-                tracing::error!(target: "fs", call, ino, "failed in a way it never should");
-                self.note(libc::EIO, &"a fault of this program: its log tells more");
-                Err(Errno::EIO)
-            }
-        }
-    }
-
-    fn note(&self, number: i32, why: &dyn std::fmt::Display) {
-        if self.name != REPLAY {
-            self.tree.note(self.name, self.ino, self.entry.as_deref(), number, why);
-        }
-    }
-}
-
-fn done(reply: ReplyEmpty, result: Result<(), Errno>) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(error),
-    }
-}
-
-/// Answers who asks for an attribute, or with no `size` for its size.
-fn attribute(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, Errno>) {
-    match result {
-        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
-        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
-        Ok(value) => reply.data(&value),
-        Err(error) => reply.error(error),
     }
 }
 
@@ -706,76 +591,5 @@ impl Filesystem for Adapter {
         reply: ReplyIoctl,
     ) {
         reply.error(Errno::ENOTTY);
-    }
-}
-
-impl Adapter {
-    /// Whether it is a replay, which changes nothing.
-    fn replays(&self, request: &Request) -> bool {
-        self.tree.replay.is_by(request.pid())
-    }
-
-    /// Answers the replay of a name's making.
-    fn replayed(&self, parent: INodeNo, name: &OsStr, kind: Type, reply: ReplyEntry) {
-        // What the kernel then has may be old already, and it has no way to notice: it asks again.
-        match self.call(REPLAY, parent.0).run(|| self.tree.replayed_making(parent.0, name.as_bytes(), kind)) {
-            Ok(attr) => reply.entry(&NONE, &self.file_attr(&attr), Generation(0)),
-            Err(error) => reply.error(error),
-        }
-    }
-
-    fn call(&self, name: &'static str, ino: u64) -> Call {
-        Call { tree: Arc::clone(&self.tree), name, ino, entry: None }
-    }
-
-    /// Makes a change, and answers: here, unless it takes long or the disk does not keep up.
-    fn change(&self, call: Call, long: bool, reply: ReplyEmpty, work: impl FnOnce() -> Answer<()> + Send + 'static) {
-        if long || self.tree.crowded(call.ino) {
-            self.on(&self.disk, reply, ReplyEmpty::error, move |reply| done(reply, call.run(work)));
-        } else {
-            done(reply, call.run(work));
-        }
-    }
-
-    /// The same, for what makes a name.
-    fn change_entry(&self, call: Call, reply: ReplyEntry, work: impl FnOnce() -> Answer<Attr> + Send + 'static) {
-        if !self.tree.crowded(call.ino) {
-            return self.entry(reply, call.run(work));
-        }
-        let (attr, tree) = (self.shaper(), Arc::clone(&self.tree));
-        self.on(&self.disk, reply, ReplyEntry::error, move |reply| match call.run(work) {
-            Ok(made) => reply.entry(&tree.ttl(made.ino), &attr(&made), Generation(0)),
-            Err(error) => reply.error(error),
-        });
-    }
-
-    /// Answers from a pool; if that is full, at once with EBUSY.
-    fn on<R: Send + 'static>(
-        &self,
-        pool: &Pool,
-        reply: R,
-        refuse: fn(R, Errno),
-        work: impl FnOnce(R) + Send + 'static,
-    ) {
-        // The reply goes with the job only once there is room for it.
-        let slot = Arc::new(std::sync::Mutex::new(Some(reply)));
-        let taken = Arc::clone(&slot);
-        let call = self.tree.calls.begin();
-        let queued = pool.run(move || {
-            if let Some(reply) = super::tree::locked(&taken).take() {
-                work(reply);
-            }
-            drop(call);
-        });
-        if !queued && let Some(reply) = super::tree::locked(&slot).take() {
-            refuse(reply, Errno::EBUSY);
-        }
-    }
-
-    /// Turns attributes into the kernel's, elsewhere.
-    fn shaper(&self) -> impl Fn(&Attr) -> FileAttr + Send + 'static {
-        let other =
-            Self { tree: Arc::clone(&self.tree), disk: Arc::clone(&self.disk), network: Arc::clone(&self.network) };
-        move |attr| other.file_attr(attr)
     }
 }

@@ -18,8 +18,9 @@ use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{broadcast, watch};
 
 use super::changes::Changes;
-use super::inodes::{Place, Type, join};
+use super::inodes::join;
 use super::keys::kind;
+use super::place::{Place, Type};
 use super::replay::{Act, Ghost};
 use super::tree::Tree;
 use crate::ids::StoreId;

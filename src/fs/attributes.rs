@@ -4,8 +4,9 @@
 //! brought back is taken and dropped, or each such copy would end with an error; any other attribute is refused.
 
 use super::errno::{self, Answer};
-use super::inodes::{Place, Seen, Type};
+use super::inodes::Seen;
 use super::past::Glass;
+use super::place::{Place, Type};
 use super::tree::Tree;
 use super::{heads, history, past};
 use crate::clock::Millis;

@@ -3,7 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use super::errno::{self, Answer, Failure};
-use super::inodes::{Attr, Seen, Type};
+use super::inodes::Seen;
+use super::place::{Attr, Type};
 use super::rooms::Reader;
 use super::tree::{Tree, locked};
 use crate::replication::log::Receipt;

@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::inodes::Type;
 use super::keys::Sight;
+use super::place::Type;
 use super::shelf::{Kept, Spill};
 use crate::clock;
 use crate::ids::NodeId;

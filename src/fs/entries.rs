@@ -4,7 +4,8 @@
 //! entries there are. In this order nothing ever comes before what is there: whoever follows the end misses nothing.
 
 use super::errno::Answer;
-use super::inodes::{Attr, Seen, Type};
+use super::inodes::Seen;
+use super::place::{Attr, Type};
 use super::tree::Tree;
 use crate::clock::{self, Hlc};
 use crate::ids::StoreId;

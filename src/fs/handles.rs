@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::announce::Notice;
 use super::errno::{self, Answer};
-use super::inodes::Place;
+use super::place::Place;
 use super::tree::{Handle, LONG, NONE, Tree, locked};
 use super::write::{Writer, tame};
 

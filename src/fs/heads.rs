@@ -3,7 +3,8 @@
 //! A conflict is settled by writing the key, by copying or moving a head onto it, or by removing the heads that lose.
 
 use super::errno::{self, Answer};
-use super::inodes::{Attr, Place, Seen, Type, join};
+use super::inodes::{Seen, join};
+use super::place::{Attr, Place, Type};
 use super::tree::Tree;
 use crate::ids::StoreId;
 use crate::stores::Merge;

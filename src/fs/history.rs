@@ -1,8 +1,9 @@
 //! `stores/<name>/.history/<path>/<version>`: every version of a key as a file, the oldest first.
 
 use super::errno::{self, Answer};
-use super::inodes::{Attr, Place, Seen, Type, join};
+use super::inodes::{Seen, join};
 use super::past;
+use super::place::{Attr, Place, Type};
 use super::tree::Tree;
 use crate::clock::{self, Hlc, Millis};
 use crate::ids::StoreId;

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use super::draft::{Content, Draft, Shape, part, read_at};
 use super::errno::{self, Answer};
-use super::inodes::{Attr, Place, Seen, Type, join};
+use super::inodes::{Seen, join};
 use super::missed::Missed;
+use super::place::{Attr, Place, Type};
 use super::soon::bumped;
 use super::tree::{Found, Handle, LONG, NONE, Tree, locked};
 use crate::clock;

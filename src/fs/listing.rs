@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 
 use super::errno::{self, Answer};
-use super::inodes::{Attr, Place, Seen, Type, join, number};
+use super::inodes::{Seen, join, number};
+use super::place::{Attr, Place, Type};
 use super::tree::{Handle, LONG, NONE, Tree, locked};
 use super::{history, keys, past};
 use crate::ids::StoreId;

@@ -4,8 +4,9 @@ use std::sync::{Arc, PoisonError, RwLockWriteGuard};
 
 use super::draft::{Content, Draft, Shape};
 use super::errno::{self, Answer, Failure};
-use super::inodes::{Attr, Place, Seen, Type, join};
+use super::inodes::{Seen, join};
 use super::keys::{self, FileHandle};
+use super::place::{Attr, Place, Type};
 use super::tree::{Caching, Handle, Open, Tree};
 use super::write::directory;
 use super::{chat, heads};

@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::errno::{self, Answer};
-use super::inodes::{Attr, Place, Seen, Type, join};
+use super::inodes::{Seen, join};
 use super::keys::{kind, read_opened};
 use super::missed::Missed;
+use super::place::{Attr, Place, Type};
 use super::tree::{Tree, locked};
 use crate::clock::{self, Millis};
 use crate::ids::{Hash, NodeId, StoreId};

@@ -5,7 +5,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use super::errno::{self, Answer, Failure};
-use super::inodes::{Attr, Place, Seen, Type};
+use super::inodes::Seen;
+use super::place::{Attr, Place, Type};
 use super::tree::Tree;
 use crate::blobs::Payloads;
 use crate::ids::Hash;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use super::inodes::Type;
+use super::place::Type;
 use super::tree::locked;
 
 /// Names that wait at most: as many events as the kernel keeps for one watcher. Of what comes on top, watchers of the directory

@@ -21,7 +21,7 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, ftruncate, symlinkat, unlinkat};
 
 use super::errno::{self, Answer};
-use super::inodes::{Attr, Place, Type};
+use super::place::{Attr, Place, Type};
 use super::replay::{Act, Expected, Ghost, Name};
 use super::tree::{Caching, Found, Handle, NONE, Open, Tree};
 use super::watches::{self, Watched};

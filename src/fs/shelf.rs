@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::aside;
 use super::draft::Shape;
-use super::inodes::Type;
+use super::place::Type;
 use super::tree::locked;
 use crate::clock;
 use crate::ids::{Hash, StoreId};

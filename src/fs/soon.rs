@@ -5,11 +5,12 @@ use std::sync::{Arc, PoisonError, RwLockReadGuard, RwLockWriteGuard};
 
 use super::draft::{Content, Draft, Shape};
 use super::errno::{self, Answer};
-use super::inodes::{Attr, Place, Type};
 use super::keys;
+use super::place::{Attr, Place, Type};
+use super::setattr::Wanted;
 use super::tree::Tree;
 use super::waiting::{Due, RENAME};
-use super::write::{Wanted, directory};
+use super::write::directory;
 use crate::ids::{Hash, StoreId};
 use crate::replication::log::Receipt;
 use crate::stores::Merge;

@@ -20,10 +20,12 @@ use tokio::sync::broadcast::error::TryRecvError;
 
 use super::announce::Notice;
 use super::errno::{self, Answer, Failure};
-use super::inodes::{Attr, Place, Seen, Type, join};
+use super::inodes::{Seen, join};
+use super::place::{Attr, Place, Type};
 use super::rename::End;
+use super::setattr::Wanted;
 use super::tree::{Caching, Handle, Open, Tree};
-use super::write::{Wanted, Writer, tame};
+use super::write::{Writer, tame};
 use crate::ids::StoreId;
 use crate::replication::limits;
 use crate::stores::kv::{COMMIT, Look, Tx, TxError};

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::draft::Draft;
-use super::inodes::{Place, Type};
+use super::place::{Place, Type};
 use super::removals::Removal;
 use super::shelf::Kept;
 use super::tree::{Tree, locked};
