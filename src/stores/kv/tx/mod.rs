@@ -408,7 +408,8 @@ impl Txs {
 
     fn take_up(&self, store: StoreId, dir: PathBuf) {
         let Some(name) = dir.file_name().map(|name| name.as_bytes().to_vec()) else { return };
-        if name.starts_with(PASSING.as_bytes()) {
+        // One that was being made or forgotten when the daemon ended.
+        if name.starts_with(PASSING.as_bytes()) || !dir.join(FILES).is_dir() {
             if let Err(error) = staged::clear(&dir) {
                 tracing::warn!(target: "tx", path = %dir.display(), %error, "what is left of a transaction stays behind");
             }

@@ -291,6 +291,7 @@ fn a_restart_keeps_what_is_staged_and_what_it_builds_upon() {
     assert_eq!(world.get("b").unwrap(), "mine");
     let store = world.kv.log().store();
     world.txs.drop(&store, b"t", false).unwrap();
+    fs::remove_dir(world.begin("half-forgotten")).unwrap();
     assert!(world.restarted().txs.list(&store).is_empty());
 }
 
