@@ -231,6 +231,7 @@ fn a_signal_unmounts_publishes_what_was_written_and_exits_with_0() {
 #[test]
 fn ordinary_work_leaves_no_warning_in_the_daemons_log() {
     let first = founder();
+    first.lattice(&["store", "create", "photos"]);
     let second = joined(&first);
     fs::write(second.key("ready"), "").unwrap();
     eventually("they are linked", || first.key("ready").exists());
