@@ -106,8 +106,16 @@ impl Daemon {
         };
         let kept = directory.port().filter(|_| options.listen.port() == 0);
         options.listen.set_port(kept.unwrap_or(options.listen.port()));
-        let node = Node::bind(&key, &options, vec![blobs.protocol()]).await;
-        let node = node.map_err(|error| not_bound(&error, settings))?;
+        let node = match Node::bind(&key, &options, vec![blobs.protocol()]).await {
+            Ok(node) => node,
+            Err(error) => {
+                // The next start, which may come at once, finds them closed.
+                if let Err(error) = blobs.shutdown().await {
+                    tracing::error!(target: "daemon", %error, "closing the large values");
+                }
+                return Err(not_bound(&error, settings));
+            }
+        };
         blobs.attach(&node);
         // Written only when it is new: a start must not need room on the disk.
         if settings.listen.port() == 0 && directory.port() != Some(node.port()) {
