@@ -134,7 +134,7 @@ fn what_was_restored_or_undone_is_one_entry_which_can_be_undone_itself() {
     assert_eq!(std::fs::read_to_string(node.key("d/a")).unwrap(), "changed");
     node.lattice(&["undo", undone["hashes"][0].as_str().unwrap()]);
     assert_eq!(keys(), "d/a\nd/b\n");
-    let twice = node.attempt(&["undo", undone["hash"].as_str().unwrap()]);
+    let twice = node.attempt(&["undo", undone["hashes"][0].as_str().unwrap()]);
     let said = String::from_utf8_lossy(&twice.stderr).into_owned();
     assert!(said.contains("d/a was written since by other entries") && !said.contains("by others"), "{said}");
     assert!(refused(&node, &["restore", "none", "--at", &then], NOT_FOUND).contains("at or below 'none'"));
