@@ -44,6 +44,8 @@ mod shelf;
 mod signals;
 mod soon;
 mod status;
+#[cfg(test)]
+mod testing;
 mod tree;
 mod tx;
 mod waiting;

@@ -11,7 +11,7 @@ use super::shelf::{self, Left};
 use super::tree::Tree;
 use crate::ids::{Hash, StoreId};
 use crate::replication::log::Origin;
-use crate::stores::kv::{Kind, Kv, Node, Op};
+use crate::stores::kv::{Head, Kind, Kv, Node, Op, Version};
 
 impl Tree {
     /// Takes up what an earlier run left: files that stay here are shown again, those whose writer was done are
@@ -73,6 +73,11 @@ impl Tree {
         if Self::published_before(&kv, left)? {
             return Ok(shelf::remove(left)?);
         }
+        if Self::is_followed(&kv, left)? {
+            let path = String::from_utf8_lossy(&left.note.path).into_owned();
+            tracing::warn!(target: "fs", path, "was replaced by what came after it: what it held is put aside");
+            return Ok(aside::put(self.drafts(), &left.data, Some(&left.note))?);
+        }
         let kind = if left.note.symlink { Kind::Symlink } else { Kind::File };
         let (mode, mtime) = (left.note.mode, left.note.mtime);
         let value = kv.value_of_file(&left.data)?;
@@ -80,6 +85,18 @@ impl Tree {
         let receipt = kv.submit(vec![Op::Put { path, supersedes, kind, mode, mtime, value }], Origin::Local)?;
         kv.wait(receipt.staged)?;
         Ok(shelf::remove(left)?)
+    }
+
+    /// Whether this node has made another version of the key upon what the draft was made upon: after the draft, since there is one
+    /// at a time. It must not come back over that.
+    fn is_followed(kv: &Kv, left: &Left) -> Answer<bool> {
+        let (base, me) = (left.note.supersedes(), kv.log().me());
+        let own = |head: &Head| head.author == me && !base.contains(&head.id);
+        if base.is_empty() {
+            return Ok(kv.heads(&left.note.path)?.is_some_and(|heads| heads.visible().is_some_and(own)));
+        }
+        let upon = |version: &Version| version.supersedes.iter().any(|(_, id)| base.contains(id));
+        Ok(kv.history(&left.note.path)?.iter().any(|version| own(&version.head) && upon(version)))
     }
 
     fn show_again(&self, left: &Left) -> Answer<()> {
@@ -160,5 +177,57 @@ impl Tree {
         let path = String::from_utf8_lossy(&seen.path).into_owned();
         tracing::warn!(target: "fs", path, "is open still: what was written to it is put aside, see `lattice status`");
         self.move_aside(store, seen, draft)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::draft::Shape;
+    use super::super::shelf::{Kept, Note, Spill};
+    use super::super::testing::tree;
+    use super::*;
+    use crate::stores::Merge;
+    use crate::stores::kv::{HeadId, Opened, Value};
+
+    fn put(kv: &Kv, bytes: &[u8], supersedes: Vec<HeadId>) -> HeadId {
+        let (path, value) = (b"f".to_vec(), Value::Bytes(bytes.to_vec()));
+        let op = Op::Put { path, supersedes, kind: Kind::File, mode: 0o644, mtime: 0, value };
+        HeadId { entry: kv.submit(vec![op], Origin::Local).unwrap().hash, op: 0 }
+    }
+
+    /// As a crash leaves a draft that was closed and fsynced.
+    fn leave(tree: &Tree, kv: &Kv, bytes: &[u8], base: &[HeadId]) {
+        let mut shape = Shape::new(Type::File, 0o644);
+        shape.base = base.to_vec();
+        shape.touched();
+        let spill = Arc::new(Spill::new(tree.drafts()).unwrap());
+        std::os::unix::fs::FileExt::write_all_at(&spill.file, bytes, 0).unwrap();
+        Kept::new(&spill, &Note::of(&shape, kv.log().store(), b"f")).unwrap().leave();
+    }
+
+    fn shown(kv: &Kv) -> Vec<Vec<u8>> {
+        let heads = kv.heads(b"f").unwrap().unwrap();
+        let content = |head| match kv.read(head).unwrap() {
+            Opened::Bytes(bytes) => bytes,
+            Opened::File(..) => panic!("nothing here is large"),
+        };
+        heads.all().iter().map(content).collect()
+    }
+
+    #[test]
+    fn a_draft_of_an_earlier_run_is_published_unless_something_of_this_machine_came_after_it() {
+        for (followed, expected) in [(false, b"draft"), (true, b"after")] {
+            let dir = tempfile::tempdir().unwrap();
+            let tree = tree(dir.path());
+            let kv = tree.registry().unwrap().kv("home").unwrap();
+            let old = put(&kv, b"before", vec![]);
+            leave(&tree, &kv, b"draft", &[old]);
+            if followed {
+                put(&kv, b"after", vec![old]);
+            }
+            tree.take_up();
+            assert_eq!(shown(&kv), [expected.to_vec()]);
+            assert_eq!(aside::recovered(tree.drafts()).len(), usize::from(followed), "nothing is lost");
+        }
     }
 }
