@@ -412,10 +412,14 @@ fn changes(event: &Event, log: &Log, prefix: &[u8]) -> Vec<ChangedKey> {
         .collect()
 }
 
-/// The store of this name, if it is one of keys.
-pub(super) fn keys_of(host: &dyn Host, store: &str) -> Result<Arc<Keys>, Failure> {
-    let registry = registry(host)?;
-    registry.kv(store).ok_or_else(|| not_open(&registry, store, "kv"))
+/// The store of this name, if it is one of keys; with all in it that this node's mounts show.
+pub(super) async fn keys_of(host: &dyn Host, store: &str) -> Result<Arc<Keys>, Failure> {
+    let keys = {
+        let registry = registry(host)?;
+        registry.kv(store).ok_or_else(|| not_open(&registry, store, "kv"))?
+    };
+    host.settle(keys.log().store()).await?;
+    Ok(keys)
 }
 
 /// Answers a stream from work that waits for the disk.
@@ -433,8 +437,8 @@ pub(super) fn answer<T: Send + 'static>(
 }
 
 impl Service {
-    fn keys(&self, store: &str) -> Result<Arc<Keys>, Failure> {
-        keys_of(self.host.as_ref(), store)
+    async fn keys(&self, store: &str) -> Result<Arc<Keys>, Failure> {
+        keys_of(self.host.as_ref(), store).await
     }
 }
 
@@ -444,7 +448,7 @@ impl Kv for Service {
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<Self::GetStream>, Status> {
         let request = request.into_inner();
-        let keys = self.keys(&request.store)?;
+        let keys = self.keys(&request.store).await?;
         Ok(answer(move |parts| send_value(&keys, &request, parts)))
     }
 
@@ -454,7 +458,7 @@ impl Kv for Service {
             return Err(Failure::new(Kind::Usage, "the call ended before it named a key").into());
         };
         let PutPart { store, path, mode, data, seen } = first;
-        let keys = self.keys(&store)?;
+        let keys = self.keys(&store).await?;
         let (checked, at) = (keys.clone(), path.clone());
         blocking(move || fits(&checked, &at)).await?;
         let drafts = self.host.about().data.join("drafts");
@@ -469,7 +473,7 @@ impl Kv for Service {
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteReply>, Status> {
         let DeleteRequest { store, path } = request.into_inner();
-        let keys = self.keys(&store)?;
+        let keys = self.keys(&store).await?;
         Ok(Response::new(blocking(move || delete(&keys, path)).await?))
     }
 
@@ -477,7 +481,7 @@ impl Kv for Service {
 
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<Self::ListStream>, Status> {
         let ListRequest { store, prefix } = request.into_inner();
-        let keys = self.keys(&store)?;
+        let keys = self.keys(&store).await?;
         Ok(answer(move |answers| pages(&keys, &prefix, Keys::scan, answers)))
     }
 
@@ -485,7 +489,7 @@ impl Kv for Service {
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let WatchRequest { store, prefix } = request.into_inner();
-        let log = self.keys(&store)?.log().clone();
+        let log = self.keys(&store).await?.log().clone();
         let mut events = log.subscribe();
         let (answers, stream) = mpsc::channel(WAITING);
         let stop = self.stop.clone();
@@ -520,7 +524,7 @@ impl Kv for Service {
         let Some(first) = parts.message().await? else {
             return Err(Failure::new(Kind::Usage, "the call ended before it named a store").into());
         };
-        let keys = self.keys(&first.store)?;
+        let keys = self.keys(&first.store).await?;
         let mut changes = Vec::new();
         let mut next = Some(first);
         while let Some(part) = next {
@@ -538,7 +542,7 @@ impl Kv for Service {
 
     async fn pick(&self, request: Request<PickRequest>) -> Result<Response<PickReply>, Status> {
         let PickRequest { store, keys: picked } = request.into_inner();
-        let keys = self.keys(&store)?;
+        let keys = self.keys(&store).await?;
         Ok(Response::new(blocking(move || pick(&keys, picked)).await?))
     }
 
@@ -546,7 +550,7 @@ impl Kv for Service {
 
     async fn conflicts(&self, request: Request<ConflictsRequest>) -> Result<Response<Self::ConflictsStream>, Status> {
         let ConflictsRequest { store, prefix } = request.into_inner();
-        let keys = self.keys(&store)?;
+        let keys = self.keys(&store).await?;
         Ok(answer(move |answers| pages(&keys, &prefix, Keys::conflicts, answers)))
     }
 }

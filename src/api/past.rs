@@ -11,6 +11,7 @@ use super::failure::{Failure, Kind};
 use super::host::Host;
 use super::kv::{answer, described, ever, keys_of, send, shown};
 use super::mesh;
+use super::prove::HOME;
 use super::stores::{Answers, blocking, one, registry, told};
 use super::wire::{
     self, GetPart, HeadName, KeyThen, ProofPart, ProveRequest, ReadVersionRequest, RestoreReply, RestoreRequest,
@@ -222,7 +223,7 @@ impl Past for Service {
 
     async fn versions(&self, request: Request<VersionsRequest>) -> Result<Response<Self::VersionsStream>, Status> {
         let VersionsRequest { store, path } = request.into_inner();
-        let keys = keys_of(self.host.as_ref(), &store)?;
+        let keys = keys_of(self.host.as_ref(), &store).await?;
         Ok(answer(move |answers| {
             for version in keys.history(&path)? {
                 let head = Some(described(keys.log(), &version.head));
@@ -241,7 +242,7 @@ impl Past for Service {
 
     async fn then(&self, request: Request<ThenRequest>) -> Result<Response<Self::ThenStream>, Status> {
         let request = request.into_inner();
-        let keys = keys_of(self.host.as_ref(), &request.store)?;
+        let keys = keys_of(self.host.as_ref(), &request.store).await?;
         Ok(answer(move |answers| then(&keys, request, answers)))
     }
 
@@ -249,19 +250,19 @@ impl Past for Service {
 
     async fn read(&self, request: Request<ReadVersionRequest>) -> Result<Response<Self::ReadStream>, Status> {
         let request = request.into_inner();
-        let keys = keys_of(self.host.as_ref(), &request.store)?;
+        let keys = keys_of(self.host.as_ref(), &request.store).await?;
         Ok(answer(move |parts| read(&keys, &request, parts)))
     }
 
     async fn restore(&self, request: Request<RestoreRequest>) -> Result<Response<RestoreReply>, Status> {
         let request = request.into_inner();
-        let keys = keys_of(self.host.as_ref(), &request.store)?;
+        let keys = keys_of(self.host.as_ref(), &request.store).await?;
         Ok(Response::new(blocking(move || restore(&keys, request)).await?))
     }
 
     async fn undo(&self, request: Request<UndoRequest>) -> Result<Response<UndoReply>, Status> {
         let request = request.into_inner();
-        let keys = keys_of(self.host.as_ref(), &request.store)?;
+        let keys = keys_of(self.host.as_ref(), &request.store).await?;
         let service = self.clone();
         Ok(Response::new(blocking(move || service.take_back(&keys, &request)).await?))
     }
@@ -270,7 +271,13 @@ impl Past for Service {
 
     async fn prove(&self, request: Request<ProveRequest>) -> Result<Response<Self::ProveStream>, Status> {
         let registry = registry(self.host.as_ref())?;
-        let request = request.into_inner();
+        let mut request = request.into_inner();
+        if !request.path.is_empty() {
+            if request.store.is_empty() {
+                HOME.clone_into(&mut request.store);
+            }
+            keys_of(self.host.as_ref(), &request.store).await?;
+        }
         Ok(answer(move |parts| super::prove::prove(&registry, request, parts)))
     }
 }

@@ -18,7 +18,7 @@ use crate::stores::root::names::ROOT;
 use crate::stores::{Kv as Keys, Merge, Registry, kv};
 
 /// The store of a key when none is named.
-const HOME: &str = "home";
+pub(super) const HOME: &str = "home";
 /// How much of a proof is sent at once, in bytes.
 const PART: usize = 256 * 1024;
 
@@ -64,7 +64,6 @@ fn entry(registry: &Registry, request: &ProveRequest) -> Result<Claim, Failure> 
 
 fn key(registry: &Registry, request: ProveRequest) -> Result<Claim, Failure> {
     let ProveRequest { store, path, entry: start } = request;
-    let store = if store.is_empty() { HOME.to_owned() } else { store };
     kv::check_path(&path).map_err(KvError::from)?;
     let keys = registry.kv(&store).ok_or_else(|| not_open(registry, &store, "kv"))?;
     let (entry, write) = if start.is_empty() { last(&keys, &path)? } else { written(registry, &store, &path, &start)? };

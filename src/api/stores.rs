@@ -355,6 +355,8 @@ impl Stores for Service {
         let request = request.into_inner();
         let registry = registry(self.host.as_ref())?;
         let log = one(&registry, &request.store)?;
+        // What this node's mounts show is in it.
+        self.host.settle(log.store()).await?;
         let keys = registry.kv_by_id(&log.store()).filter(|_| !request.path.is_empty());
         if keys.is_none() && !request.path.is_empty() {
             let kind = log.kind();

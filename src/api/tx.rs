@@ -75,8 +75,9 @@ fn list(registry: &Registry, only: &str) -> Result<TxsReply, Failure> {
 }
 
 impl Service {
-    fn open(&self, store: &str) -> Result<(Arc<Registry>, Arc<Keys>), Failure> {
-        Ok((registry(self.host.as_ref())?, keys_of(self.host.as_ref(), store)?))
+    async fn open(&self, store: &str) -> Result<(Arc<Registry>, Arc<Keys>), Failure> {
+        let registry = registry(self.host.as_ref())?;
+        Ok((registry, keys_of(self.host.as_ref(), store).await?))
     }
 }
 
@@ -84,8 +85,7 @@ impl Service {
 impl Tx for Service {
     async fn begin(&self, request: Request<BeginTxRequest>) -> Result<Response<BeginTxReply>, Status> {
         let BeginTxRequest { store, name } = request.into_inner();
-        let (registry, keys) = self.open(&store)?;
-        self.host.settle(keys.log().store()).await?;
+        let (registry, keys) = self.open(&store).await?;
         let mounts = self.host.about().mounts.into_iter();
         let paths = mounts.map(|mount| mount.join("stores").join(&store).join(".tx").join(OsStr::from_bytes(&name)));
         let paths = paths.map(|path| path.display().to_string()).collect();
@@ -101,7 +101,7 @@ impl Tx for Service {
 
     async fn show(&self, request: Request<ShowTxRequest>) -> Result<Response<ShowTxReply>, Status> {
         let ShowTxRequest { store, name } = request.into_inner();
-        let (registry, keys) = self.open(&store)?;
+        let (registry, keys) = self.open(&store).await?;
         let show = move || {
             let tx = registry.txs().get(&keys.log().store(), &name).map_err(|error| failure(&store, error))?;
             Ok(told(&keys, &store, &tx))
@@ -111,8 +111,7 @@ impl Tx for Service {
 
     async fn commit(&self, request: Request<CommitTxRequest>) -> Result<Response<CommitTxReply>, Status> {
         let CommitTxRequest { store, name, force } = request.into_inner();
-        let (registry, keys) = self.open(&store)?;
-        self.host.settle(keys.log().store()).await?;
+        let (registry, keys) = self.open(&store).await?;
         let commit = move || {
             let committed = registry.txs().commit(&keys, &name, force, Origin::Local);
             committed.map_err(|error| failure(&store, error))
@@ -125,7 +124,7 @@ impl Tx for Service {
 
     async fn drop(&self, request: Request<DropTxRequest>) -> Result<Response<DropTxReply>, Status> {
         let DropTxRequest { store, name } = request.into_inner();
-        let (registry, keys) = self.open(&store)?;
+        let (registry, keys) = self.open(&store).await?;
         let drop = move || {
             let dropped = registry.txs().drop(&keys.log().store(), &name, false);
             dropped.map_err(|error| failure(&store, error))

@@ -2,11 +2,11 @@
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
-use std::os::unix::ffi::OsStringExt;
 
 use clap::Args;
 use serde_json::json;
 
+use super::key::{HOME, named};
 use super::{Context, Ended};
 use crate::api::wire::ProveRequest;
 use crate::api::{Failure, Kind};
@@ -18,7 +18,7 @@ Examples:
   lattice prove --entry 3fa9 > entry.proof           all that an entry did
 
 `lattice verify` checks it, on any machine, without a node. It holds the entry and the whole root store: whoever gets it learns the \
-names of the mesh's members and stores, and no content but the entry's own. Large values are proven by their hash, and not in it.";
+names of the mesh's members and stores, and all that the entry holds: a transaction, restore or undo holds many keys. Large values are proven by their hash, and not in it.";
 
 /// Print a proof that an entry counts in this mesh, for those who have no node
 #[derive(Debug, Args)]
@@ -42,8 +42,15 @@ impl Prove {
                 .hint("send it to a file: `lattice prove PATH > FILE`")
                 .into());
         }
-        let request = ProveRequest { store: self.store, path: self.path.into_vec(), entry: self.entry };
-        let mut parts = context.client().await?.past().prove(request).await?.into_inner();
+        let client = context.client().await?;
+        let (store, path) = if self.path.is_empty() {
+            (self.store, Vec::new())
+        } else {
+            let store = if self.store.is_empty() { HOME.to_owned() } else { self.store };
+            named(&client, store, self.path).await?
+        };
+        let request = ProveRequest { store, path, entry: self.entry };
+        let mut parts = client.past().prove(request).await?.into_inner();
         let mut proof = Vec::new();
         while let Some(part) = parts.message().await? {
             proof.extend(part.data);

@@ -2,11 +2,15 @@
 
 use clap::Args;
 
-use super::key::HOME;
+use super::key::{HOME, named};
 use super::output::escaped;
 use super::past::{time, told};
 use super::{Context, Ended, json};
 use crate::api::wire::UndoRequest;
+use crate::api::{Failure, Kind};
+
+/// How many of the keys that are left as they are it names.
+const NOTES: usize = 10;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -44,24 +48,29 @@ pub(super) struct Undo {
 
 impl Undo {
     pub(super) async fn run(self, context: &Context) -> Ended {
-        let dry = self.dry_run;
+        let (dry, client) = (self.dry_run, context.client().await?);
+        let (store, glob) = named(&client, self.store, self.path.into()).await?;
+        let glob = String::from_utf8(glob).map_err(|_bytes| Failure::new(Kind::Usage, "the glob is no text"))?;
         let request = UndoRequest {
-            store: self.store.clone(),
+            store: store.clone(),
             hashes: self.entries,
             author: self.by,
             since: self.since.unwrap_or(0),
-            glob: self.path,
+            glob,
             dry,
         };
-        let reply = context.client().await?.past().undo(request).await?.into_inner();
+        let reply = client.past().undo(request).await?.into_inner();
         let mut value = json::going_back(&reply.hashes, &reply.restored, &reply.deleted);
         value["kept"] = json::paths(&reply.kept);
         value["entries"] = reply.entries.into();
-        for path in &reply.kept {
+        for path in reply.kept.iter().take(NOTES) {
             context
                 .output
                 .remark(format!("note: {} was written since by other entries, and is left as it is", escaped(path)));
         }
-        context.output.either(&value, told(context, &self.store, &reply.hashes, dry, &reply.restored, &reply.deleted))
+        if let Some(more) = reply.kept.len().checked_sub(NOTES).filter(|more| *more > 0) {
+            context.output.remark(format!("note: so are {more} more; --json names them all"));
+        }
+        context.output.either(&value, told(context, &store, &reply.hashes, dry, &reply.restored, &reply.deleted))
     }
 }

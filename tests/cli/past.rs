@@ -211,3 +211,34 @@ fn going_back_over_thousands_of_keys_takes_a_few_entries_and_one_command_takes_a
     assert_eq!((hashes(&gone).len(), &gone["entries"]), (made.len(), &entries.into()));
     assert_eq!(node.lattice(&["kv", "list"]), "before\n");
 }
+
+/// A new file may wait a moment for the renaming that often follows; no command is to miss it for that.
+#[test]
+fn commands_see_what_the_mount_shows() {
+    use std::io::Write;
+    let node = with_mesh();
+    let fresh = |name: &str| {
+        let path = node.key(name);
+        // Made with O_EXCL, as `install` and `cp` of some systems do, it is not an entry at once.
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(&path).unwrap();
+        file.write_all(name.as_bytes()).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let path = fresh("got");
+    assert_eq!(node.lattice(&["kv", "get", &path]), "got");
+    fresh("deleted");
+    node.lattice(&["kv", "delete", "deleted"]);
+    assert!(!node.key("deleted").exists());
+    fresh("put");
+    node.lattice(&["kv", "put", "put", "again"]);
+    assert_eq!(node.lattice(&["conflicts"]), "");
+    assert_eq!(node.lattice(&["kv", "get", "put"]), "again");
+    fresh("logged");
+    assert!(node.lattice(&["log", "home", "logged"]).contains("put logged"));
+    let path = fresh("proven");
+    assert!(node.attempt(&["prove", &path]).status.success());
+    let path = fresh("undone");
+    let me = json(&node, &["status"])["name"].as_str().unwrap().to_owned();
+    let undone = json(&node, &["undo", "--by", &me, "--since", "1h-ago", "--path", &path]);
+    assert_eq!(undone["deleted"][0], "undone");
+}
