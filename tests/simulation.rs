@@ -13,12 +13,23 @@
     reason = "a test fails by panicking, and says which seed it was"
 )]
 
+#[path = "simulation/checks.rs"]
+mod checks;
+#[path = "simulation/crowd.rs"]
+mod crowd;
 #[path = "simulation/node.rs"]
 mod node;
+#[path = "simulation/plan.rs"]
+mod plan;
+#[path = "simulation/swarm.rs"]
+mod swarm;
+#[path = "simulation/tally.rs"]
+mod tally;
 #[path = "simulation/world.rs"]
 mod world;
 
-use world::{Plan, World};
+use plan::Plan;
+use world::World;
 
 /// What a debug build on one core does in well under a minute.
 const SEEDS: u64 = 60;
@@ -92,4 +103,25 @@ fn a_node_that_comes_back_with_an_older_disk_forks_nothing() {
         world.heal();
         world.check();
     }
+}
+
+#[test]
+fn a_crowd_of_authors_converges_over_partitions_nodes_that_come_and_go_and_wrong_clocks() {
+    let plan = Plan {
+        span: 60_000,
+        writes: 60,
+        crashes: 20,
+        partitions: 3,
+        breaks: 30,
+        commit: 20,
+        skew: 120_000,
+        ..Plan::crowd(30, 270, 0)
+    };
+    let mut world = World::new(21, plan);
+    println!("{}", world.describe());
+    world.turmoil();
+    let took = world.heal();
+    world.check();
+    assert_eq!(world.authors(), 300, "each node and each guest wrote");
+    println!("{} entries, in step {took:?} after healing", world.entries());
 }
