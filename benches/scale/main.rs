@@ -29,7 +29,7 @@ use std::time::Duration;
 use lattice::clock::monotonic;
 
 use plan::Plan;
-use tally::{Kind, Tally};
+use tally::Tally;
 use world::World;
 
 const SIZES: [usize; 5] = [10, 30, 100, 300, 1_000];
@@ -122,16 +122,17 @@ fn measure(nodes: usize, rings: u64) -> Row {
     let count = if nodes >= LARGE { 5 } else { 20 };
     let small = writes(&mut world, count, 100, &rest, rest_seconds, "small writes");
     let large = writes(&mut world, count.min(5), 6_000, &rest, rest_seconds, "writes of 6,000 bytes");
+    let links: usize = world.nodes.iter().map(|node| node.up.as_ref().unwrap().sessions.len()).sum();
     world.halve();
     world.go_on(20_000);
     world.write_each(2 * count, 1_000, 100);
     world.go_on(10_000);
     let before = world.tally.clone();
     let took = world.heal();
+    world.go_on(10_000);
     let healing = world.tally.since(&before);
     kinds("healing, a node", &healing, nodes as f64);
     println!("- measured in {:.0} s", monotonic().duration_since(began).as_secs_f64());
-    let links: usize = world.nodes.iter().map(|node| node.up.as_ref().unwrap().sessions.len()).sum();
     let (start, rest, healing) = (start.total(), rest.total(), healing.total());
     let (all, seconds) = (nodes as f64, nodes as f64 * rest_seconds);
     Row {

@@ -7,7 +7,8 @@
 //!   For each store that differs, each end tells its authors' tips; who lacks something pulls it. The same is begun
 //!   again every half a minute or so, and soon after there was something new.
 //! - Durable local entries are given to gossip whole, or as tips if they are many or large. Pulled ones are announced
-//!   as tips, so that nodes which can't reach the author learn of them.
+//!   as tips, so that nodes which can't reach the author learn of them: each node does so after a random time, unless
+//!   enough others did before.
 //! - What a peer claims to have beyond what is included here is a *claim*. A store has at most one pull under way,
 //!   from the peer with the most to give; a claim that was pulled is dropped, whatever came of it, until it is made
 //!   again. So a peer that claims what it can't give costs one pull each time it says so.
@@ -217,6 +218,7 @@ struct Store {
     missing: Vec<Hash>,
     sought: Vec<Hash>,
     failed: bool,
+    news: push::News,
     /// Whether peers have told of entries of this node that are not here; `None` before the first has told.
     own: Option<bool>,
 }

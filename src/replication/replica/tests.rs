@@ -5,7 +5,8 @@ use ed25519_dalek::SigningKey;
 use super::*;
 use crate::clock::Hlc;
 use crate::replication::entry::{Entry, Header};
-use crate::replication::message::{Packed, Range, Wanted};
+use crate::replication::log::Origin;
+use crate::replication::message::{Packed, Push, Range, Wanted};
 use crate::replication::reconcile::Ordered;
 use crate::replication::reconcile::Tips;
 use crate::replication::reconcile::testing::List;
@@ -371,4 +372,27 @@ fn each_peer_is_probed_and_asked_in_time_however_many_there_are_and_whatever_com
             replica.handle(Input::Neighbour { peer: peers[usize::try_from(now.0 % 50).unwrap()] }, now, &shelf);
         }
     }
+}
+
+#[test]
+fn what_was_pulled_is_announced_unless_enough_others_did() {
+    let theirs = Chain::of(3, 10);
+    let (author, tip) = theirs.tip().unwrap();
+    let announced = |others: u8| {
+        let mut replica = replica(&theirs);
+        connect(&mut replica, A, &theirs);
+        connect(&mut replica, B, &theirs);
+        let entries = theirs.0.iter().map(|entry| (entry.clone(), Origin::Pulled)).collect();
+        let mut outputs = replica.handle(Input::Durable(Durable { store: STORE, entries }), NOW, &theirs);
+        for n in 0..others {
+            let by = NodeId([20 + n; 32]);
+            let message = Push::Tips { by, tips: vec![(author, tip.seq, tip.hash)] }.encode();
+            outputs.extend(replica.handle(Input::Gossip { store: STORE, from: A, message }, NOW, &theirs));
+        }
+        outputs.extend(replica.handle(Input::Tick, NOW.after(limits::ANNOUNCE_APART * 2), &theirs));
+        outputs.into_iter().filter(|output| matches!(output, Output::Broadcast { .. })).count()
+    };
+    assert_eq!(announced(0), 1);
+    assert_eq!(announced(2), 1);
+    assert_eq!(announced(3), 0, "three others did");
 }

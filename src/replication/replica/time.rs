@@ -51,13 +51,18 @@ impl Replica {
     }
 
     pub(super) fn jitter(&mut self, around: Duration) -> Duration {
+        around * 3 / 4 + self.within(around / 2)
+    }
+
+    /// Some time up to `most`.
+    pub(super) fn within(&mut self, most: Duration) -> Duration {
         // A step of the SplitMix64 generator: spread is all that is asked of it.
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.random;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        let percent = 75 + ((z ^ (z >> 31)) % 50);
-        around.mul_f64(f64::from(u32::try_from(percent).unwrap_or(100)) / 100.0)
+        let part = u32::try_from((z ^ (z >> 31)) % 1_000).unwrap_or(0);
+        most.mul_f64(f64::from(part) / 1_000.0)
     }
 
     /// Nobody was silent while this node slept; whether they are still there is to be probed.
@@ -80,7 +85,7 @@ impl Replica {
     pub fn wake_at(&self) -> Millis {
         let stores = self.stores.values().flat_map(|store| {
             let stalled = store.pull.as_ref().and_then(Pull::stalls_at);
-            [stalled, store.ask.map(|(at, _)| at), store.early].into_iter().flatten()
+            [stalled, store.ask.map(|(at, _)| at), store.early, store.news.due].into_iter().flatten()
         });
         stores.fold(self.due.first(), Millis::min)
     }
@@ -150,6 +155,7 @@ impl Replica {
             }
             self.plan(store, now, shelf);
         }
+        self.announce_pulled(store, now);
         self.ask(store, now, shelf);
     }
 }
