@@ -49,7 +49,8 @@ impl World {
         for _ in 0..count {
             let entry = self.sign(n, guest, chain.last());
             let up = self.nodes[n].up.as_mut().unwrap();
-            let batch = Batch { store: HOME, peer: self.guests[guest].id, pull: None, entries: vec![entry.bytes().clone()] };
+            let batch =
+                Batch { store: HOME, peer: self.guests[guest].id, pull: None, entries: vec![entry.bytes().clone()] };
             let report = up.ingests.entry(HOME).or_default().take(up.kv.log(), batch);
             assert_eq!(report.included, 1, "it follows what is there");
             self.journeys.insert(entry.hash(), (self.now, 0));

@@ -47,8 +47,7 @@ impl World {
             return;
         }
         let rng = StdRng::seed_from_u64(self.dice.roll());
-        let state =
-            State::with_rng(self.nodes[n].id, Some(PeerData::new(ADDRESSES.to_vec())), Config::default(), rng);
+        let state = State::with_rng(self.nodes[n].id, Some(PeerData::new(ADDRESSES.to_vec())), Config::default(), rng);
         let up = self.nodes[n].up.as_mut().unwrap();
         up.swarms.insert(store, Swarm { state, neighbours: BTreeSet::new() });
         let linked: Vec<_> = up.sessions.keys().copied().collect();

@@ -88,10 +88,8 @@ impl Tally {
 
     /// What came since `earlier`.
     pub(crate) fn since(&self, earlier: &Self) -> Self {
-        let less = |now: &Count, then: Count| Count {
-            messages: now.messages - then.messages,
-            bytes: now.bytes - then.bytes,
-        };
+        let less =
+            |now: &Count, then: Count| Count { messages: now.messages - then.messages, bytes: now.bytes - then.bytes };
         let kinds = self.kinds.iter().map(|(kind, count)| {
             let then = earlier.kinds.get(kind).copied().unwrap_or_default();
             (*kind, less(count, then))

@@ -13,8 +13,8 @@ use lattice::replication::log::Origin;
 use lattice::replication::membership::Membership;
 use lattice::replication::replica::{Input, Output};
 use lattice::replication::shelf::{LogShelf, Logs};
-use lattice::stores::{Kv, Merge};
 use lattice::stores::kv::{Kind, Op, Value};
+use lattice::stores::{Kv, Merge};
 
 use crate::crowd::Guest;
 use crate::node::{HOME, Node, member, stencil};
@@ -641,7 +641,9 @@ impl World {
 fn rings(nodes: &[Node], count: u64) -> Vec<BTreeSet<usize>> {
     let mut neighbours = vec![BTreeSet::new(); nodes.len()];
     for ring in 0..count {
-        let place = |n: &usize| *blake3::Hasher::new().update(&ring.to_le_bytes()).update(&nodes[*n].id.0).finalize().as_bytes();
+        let place = |n: &usize| {
+            *blake3::Hasher::new().update(&ring.to_le_bytes()).update(&nodes[*n].id.0).finalize().as_bytes()
+        };
         let mut order: Vec<_> = (0..nodes.len()).collect();
         order.sort_by_cached_key(place);
         for (at, n) in order.iter().enumerate() {

@@ -77,7 +77,10 @@ impl News {
             self.heard.get(author).is_some_and(|(highest, count)| seq <= *highest && *count >= limits::ANNOUNCERS)
         };
         let pulled = std::mem::take(&mut self.pulled).into_iter();
-        pulled.filter(|(author, (seq, _))| !known(author, *seq)).map(|(author, (seq, hash))| (author, seq, hash)).collect()
+        pulled
+            .filter(|(author, (seq, _))| !known(author, *seq))
+            .map(|(author, (seq, hash))| (author, seq, hash))
+            .collect()
     }
 }
 
