@@ -184,11 +184,11 @@ fn table(title: &str, rows: &[Row]) {
 fn crowd(rings: u64) {
     let began = monotonic();
     let plan = Plan {
-        span: 300_000,
-        writes: 600,
-        crashes: 100,
-        partitions: 6,
-        breaks: 100,
+        span: 120_000,
+        writes: 300,
+        crashes: 50,
+        partitions: 3,
+        breaks: 50,
         skew: 120_000,
         ..Plan::crowd(100, 900, rings)
     };
@@ -199,7 +199,7 @@ fn crowd(rings: u64) {
     world.check();
     let healing = world.tally.since(&turmoil);
     println!("\n100 nodes, {} authors wrote, {}:", world.authors(), world.describe());
-    kinds("turmoil, a node and second", &turmoil, 100.0 * 300.0);
+    kinds("turmoil, a node and second", &turmoil, 100.0 * 120.0);
     kinds("healing, a node", &healing, 100.0);
     let entries = world.entries() as f64;
     println!("- {entries} entries; an entry and node: {}", thousands(turmoil.total().bytes as f64 / entries / 100.0));
@@ -227,6 +227,6 @@ fn main() {
         table(&format!("{RINGS} rings"), &rows);
     }
     if all || has("crowd") {
-        crowd(0);
+        crowd(if has("rings") { u64::from(RINGS) } else { 0 });
     }
 }
