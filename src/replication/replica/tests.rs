@@ -339,19 +339,18 @@ fn each_peer_is_probed_and_asked_in_time_however_many_there_are_and_whatever_com
     let shelf = Chain::of(0, 1);
     let mut replica = replica(&shelf);
     let peers: Vec<_> = (0..50).map(|n| NodeId([n; 32])).collect();
-    for (n, peer) in peers.iter().enumerate() {
-        let now = Millis(NOW.0 + n as u64 * 37);
-        replica.handle(Input::Connected { peer: *peer, address: None }, now, &shelf);
-        receive(&mut replica, *peer, &hello(MESH, PROTOCOL), now, &shelf);
-    }
-    let mut heard: BTreeMap<NodeId, (Millis, Millis)> =
-        peers.iter().map(|peer| (*peer, (Millis(NOW.0 + 2_000), Millis(NOW.0 + 2_000)))).collect();
-    let mut now = Millis(NOW.0 + 2_000);
-    let end = Millis(NOW.0 + 120_000);
-    while now < end {
-        let outputs = replica.handle(Input::Tick, now, &shelf);
+    peers.iter().for_each(|peer| connect(&mut replica, *peer, &shelf));
+    // When each was probed and asked last.
+    let mut last: BTreeMap<NodeId, (Millis, Millis)> = peers.iter().map(|peer| (*peer, (NOW, NOW))).collect();
+    let mut now = NOW;
+    while now.since(NOW) < limits::RECONCILE * 4 {
+        let mut outputs = replica.handle(Input::Tick, now, &shelf);
+        if now.0 % 7 == 0 {
+            let peer = peers[usize::try_from(now.0 % 50).unwrap()];
+            outputs.extend(replica.handle(Input::Neighbour { peer }, now, &shelf));
+        }
         for (peer, message) in sent(&outputs) {
-            let (probed, asked) = heard.get_mut(&peer).unwrap();
+            let (probed, asked) = last.get_mut(&peer).unwrap();
             match message {
                 Message::Ping(nonce) => {
                     *probed = now;
@@ -361,16 +360,13 @@ fn each_peer_is_probed_and_asked_in_time_however_many_there_are_and_whatever_com
                 other => panic!("{other:?}"),
             }
         }
-        for (peer, (probed, asked)) in &heard {
+        for (peer, (probed, asked)) in &last {
             assert!(now.since(*probed) <= limits::HEARTBEAT, "{peer} was not probed");
             assert!(now.since(*asked) <= limits::RECONCILE * 5 / 4, "{peer} was not asked");
         }
         let earliest = replica.peers.values().map(Peer::due).min().unwrap();
         assert_eq!(replica.wake_at(), earliest, "whom it wakes for is who is due first");
         now = replica.wake_at().max(Millis(now.0 + 1));
-        if now.0 % 7 == 0 {
-            replica.handle(Input::Neighbour { peer: peers[usize::try_from(now.0 % 50).unwrap()] }, now, &shelf);
-        }
     }
 }
 
