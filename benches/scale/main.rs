@@ -193,6 +193,7 @@ fn crowd(rings: u64) {
         ..Plan::crowd(100, 900, rings)
     };
     let mut world = World::new(1, plan);
+    world.all_write();
     world.turmoil();
     let turmoil = world.tally.clone();
     let took = world.heal();

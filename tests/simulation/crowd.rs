@@ -129,6 +129,13 @@ impl World {
         }
     }
 
+    /// One write by each node.
+    pub(crate) fn all_write(&mut self) {
+        for n in 0..self.nodes.len() {
+            self.put(n, &format!("k/{}", n as u64 % PATHS), 60);
+        }
+    }
+
     /// Parts the nodes into two halves, which do not hear each other.
     pub(crate) fn halve(&mut self) {
         self.sides = (0..self.nodes.len() as u64).map(|n| n % 2).collect();
