@@ -18,6 +18,8 @@ mod checks;
 #[path = "simulation/crowd.rs"]
 #[allow(dead_code, reason = "the benchmark needs more of it")]
 mod crowd;
+#[path = "simulation/links.rs"]
+mod links;
 #[path = "simulation/node.rs"]
 mod node;
 #[path = "simulation/plan.rs"]

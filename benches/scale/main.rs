@@ -13,6 +13,8 @@
 mod checks;
 #[path = "../../tests/simulation/crowd.rs"]
 mod crowd;
+#[path = "../../tests/simulation/links.rs"]
+mod links;
 #[path = "../../tests/simulation/node.rs"]
 mod node;
 #[path = "../../tests/simulation/plan.rs"]
