@@ -114,7 +114,7 @@ fn a_crowd_of_authors_converges_over_partitions_nodes_that_come_and_go_and_wrong
     // Four links a node: what is to be everywhere must be handed on.
     let plan = Plan {
         span: 12_000,
-        writes: 60,
+        writes: 15,
         crashes: 8,
         partitions: 2,
         breaks: 10,
