@@ -113,7 +113,7 @@ fn a_node_that_comes_back_with_an_older_disk_forks_nothing() {
 fn a_crowd_of_authors_converges_over_partitions_nodes_that_come_and_go_and_wrong_clocks() {
     // Four links a node: what is to be everywhere must be handed on.
     let plan = Plan {
-        span: 12_000,
+        span: 6_000,
         writes: 15,
         crashes: 8,
         partitions: 2,
