@@ -13,12 +13,27 @@
     reason = "a test fails by panicking, and says which seed it was"
 )]
 
+#[path = "simulation/checks.rs"]
+mod checks;
+#[path = "simulation/crowd.rs"]
+#[allow(dead_code, reason = "the benchmark needs more of it")]
+mod crowd;
+#[path = "simulation/links.rs"]
+mod links;
 #[path = "simulation/node.rs"]
 mod node;
+#[path = "simulation/plan.rs"]
+mod plan;
+#[path = "simulation/swarm.rs"]
+mod swarm;
+#[path = "simulation/tally.rs"]
+#[allow(dead_code, reason = "the benchmark needs more of it")]
+mod tally;
 #[path = "simulation/world.rs"]
 mod world;
 
-use world::{Plan, World};
+use plan::Plan;
+use world::World;
 
 /// What a debug build on one core does in well under a minute.
 const SEEDS: u64 = 60;
@@ -92,4 +107,27 @@ fn a_node_that_comes_back_with_an_older_disk_forks_nothing() {
         world.heal();
         world.check();
     }
+}
+
+#[test]
+fn a_crowd_of_authors_converges_over_partitions_nodes_that_come_and_go_and_wrong_clocks() {
+    // Four links a node: what is to be everywhere must be handed on.
+    let plan = Plan {
+        span: 6_000,
+        writes: 15,
+        crashes: 8,
+        partitions: 2,
+        breaks: 10,
+        commit: 20,
+        skew: 120_000,
+        ..Plan::crowd(30, 270, 2)
+    };
+    let mut world = World::new(21, plan);
+    println!("{}", world.describe());
+    world.all_write();
+    world.turmoil();
+    let took = world.heal();
+    world.check();
+    assert_eq!(world.authors(), 300, "each node and each guest wrote");
+    println!("{} entries, in step {took:?} after healing", world.entries());
 }

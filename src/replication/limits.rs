@@ -42,6 +42,11 @@ pub const TIPS: usize = 8_192;
 pub const ORPHAN_BYTES: usize = 32 * 1024 * 1024;
 /// How many gossip messages one group of durable entries is spread over, at most. More is announced and pulled.
 pub const PUSH_MESSAGES: usize = 8;
+/// How many nodes announce the same entries that they pulled, about. So many are enough for who can't reach the author, and each
+/// announcement goes to every node.
+pub const ANNOUNCERS: u32 = 3;
+/// How far apart the announcements of different nodes are, about: one that comes first is heard by the others before their turn.
+pub const ANNOUNCE_APART: Duration = Duration::from_millis(20);
 /// Gossip messages that wait to be included, at most, per store. What comes above is dropped, and reconciled later.
 pub const PUSHED_WAITING: usize = 256;
 /// Entries and messages that fail validation before a peer is disconnected.

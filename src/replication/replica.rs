@@ -7,7 +7,8 @@
 //!   For each store that differs, each end tells its authors' tips; who lacks something pulls it. The same is begun
 //!   again every half a minute or so, and soon after there was something new.
 //! - Durable local entries are given to gossip whole, or as tips if they are many or large. Pulled ones are announced
-//!   as tips, so that nodes which can't reach the author learn of them.
+//!   as tips, so that nodes which can't reach the author learn of them: each node does so after a random time, unless
+//!   enough others did before.
 //! - What a peer claims to have beyond what is included here is a *claim*. A store has at most one pull under way,
 //!   from the peer with the most to give; a claim that was pulled is dropped, whatever came of it, until it is made
 //!   again. So a peer that claims what it can't give costs one pull each time it says so.
@@ -217,6 +218,7 @@ struct Store {
     missing: Vec<Hash>,
     sought: Vec<Hash>,
     failed: bool,
+    news: push::News,
     /// Whether peers have told of entries of this node that are not here; `None` before the first has told.
     own: Option<bool>,
 }
@@ -225,6 +227,7 @@ struct Store {
 pub struct Replica {
     identity: Identity,
     peers: BTreeMap<NodeId, Peer>,
+    due: time::Due,
     stores: BTreeMap<StoreId, Store>,
     faults: BTreeMap<NodeId, (u32, Millis)>,
     past: BTreeMap<NodeId, PeerStatus>,
@@ -248,6 +251,7 @@ impl Replica {
             next_id: identity.seed,
             identity,
             peers: BTreeMap::new(),
+            due: time::Due::default(),
             stores: BTreeMap::new(),
             faults: BTreeMap::new(),
             past: BTreeMap::new(),
@@ -260,7 +264,10 @@ impl Replica {
         match input {
             Input::Connected { peer, address } => self.connected(peer, address, now, shelf),
             Input::Lost { peer } => self.lost(&peer, now, shelf),
-            Input::Received { peer, frame } => self.received(peer, &frame, now, shelf),
+            Input::Received { peer, frame } => {
+                self.received(peer, &frame, now, shelf);
+                self.schedule(&peer);
+            }
             Input::Gossip { store, from, message } => self.gossip(store, from, &message, now, shelf),
             Input::Neighbour { peer } => self.reconcile_by(Some(&peer), now),
             Input::Missed => self.reconcile_by(None, now),
@@ -303,6 +310,7 @@ impl Replica {
             serving: BTreeMap::new(),
             comparing: BTreeMap::new(),
         };
+        self.due.set(id, peer.due());
         self.peers.insert(id, peer);
         let Identity { mesh, build, .. } = self.identity.clone();
         self.send(id, &Message::Hello { protocol: PROTOCOL, mesh, build });
@@ -311,6 +319,7 @@ impl Replica {
 
     fn lost(&mut self, id: &NodeId, now: Millis, shelf: &dyn Shelf) {
         let Some(peer) = self.peers.remove(id) else { return };
+        self.due.forget(id);
         self.past.insert(*id, PeerStatus::past(&peer));
         let stores: Vec<_> = self.stores.keys().copied().collect();
         for store in stores {
@@ -324,10 +333,14 @@ impl Replica {
 
     /// Asks a peer, or all, at `at` what they have, unless that is due earlier anyway.
     fn reconcile_by(&mut self, only: Option<&NodeId>, at: Millis) {
-        for (id, peer) in &mut self.peers {
-            if only.is_none_or(|only| only == id) {
-                peer.next_reconcile = peer.next_reconcile.min(at);
-            }
+        let Self { peers, due, .. } = self;
+        let mut ask = |id: &NodeId, peer: &mut Peer| {
+            peer.next_reconcile = peer.next_reconcile.min(at);
+            due.set(*id, peer.due());
+        };
+        match only {
+            Some(id) => peers.get_mut(id).into_iter().for_each(|peer| ask(id, peer)),
+            None => peers.iter_mut().for_each(|(id, peer)| ask(id, peer)),
         }
     }
 

@@ -22,6 +22,8 @@ use lattice::replication::shelf::Logs;
 use lattice::stores::Kv;
 use lattice::stores::kv::Machine;
 
+use crate::swarm::Swarm;
+
 pub(crate) const MESH: MeshId = MeshId([1; 32]);
 pub(crate) const HOME: StoreId = StoreId([2; 32]);
 const ROSTER: Table = "roster";
@@ -102,7 +104,7 @@ impl redb::StorageBackend for Disk {
 /// The simulation's root store: each entry names one more member.
 struct Roster(SharedMembership);
 
-fn member(node: &NodeId) -> Member {
+pub(crate) fn member(node: &NodeId) -> Member {
     Member::new(node.short(), Role::Writer)
 }
 
@@ -181,6 +183,30 @@ pub(crate) struct Up {
     pub(crate) wakes: Millis,
     /// Stores for which a peer has told how far this node's own chain goes.
     pub(crate) told: BTreeSet<StoreId>,
+    /// Its part in each store's gossip.
+    pub(crate) swarms: BTreeMap<StoreId, Swarm>,
+}
+
+/// The key of one of them.
+pub(crate) fn key(n: u64) -> Arc<SigningKey> {
+    Arc::new(SigningKey::from_bytes(blake3::hash(&n.to_le_bytes()).as_bytes()))
+}
+
+/// A kv store of nobody, which makes payloads.
+pub(crate) fn stencil() -> Kv {
+    let key = key(u64::MAX);
+    let me = NodeId(key.verifying_key().to_bytes());
+    let members = BTreeMap::from([(me, member(&me))]);
+    let parts = Parts {
+        store: HOME,
+        key,
+        clock: Arc::new(Manual::new(Millis(1))),
+        machine: Arc::new(Machine),
+        membership: Arc::new(ArcSwap::from_pointee(Membership { members })),
+        events: events(),
+    };
+    let log = Log::with(Database::in_memory(Disk::default()).unwrap(), parts).unwrap();
+    Kv::new(Arc::new(log), Arc::new(NoBlobs))
 }
 
 pub(crate) struct Node {
@@ -197,7 +223,7 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn new(n: usize, ahead: i64) -> Self {
-        let key = Arc::new(SigningKey::from_bytes(&[u8::try_from(n).unwrap() + 1; 32]));
+        let key = key(n as u64);
         let id = NodeId(key.verifying_key().to_bytes());
         let clock = Arc::new(Manual::new(Millis(0)));
         Self { key, id, clock, ahead, disks: [Disk::default(), Disk::default()], life: 0, up: None }
@@ -207,11 +233,10 @@ impl Node {
         self.clock.set(Millis(now.0.checked_add_signed(self.ahead).unwrap()));
     }
 
-    /// Starts it. `founder` is known to all from the beginning.
-    pub(crate) fn start(&mut self, founder: NodeId, seed: u64) {
+    /// Starts it. Who is in `members` is known to all from the beginning.
+    pub(crate) fn start(&mut self, members: &Arc<Membership>, seed: u64) {
         self.life += 1;
-        let membership: SharedMembership =
-            Arc::new(ArcSwap::from_pointee(Membership { members: BTreeMap::from([(founder, member(&founder))]) }));
+        let membership: SharedMembership = Arc::new(ArcSwap::new(Arc::clone(members)));
         let durable: Arc<Mutex<Vec<Durable>>> = Arc::default();
         let open = |disk: &Disk, store, machine: Arc<dyn StateMachine>| {
             let parts = Parts {
@@ -241,6 +266,7 @@ impl Node {
             busy: BTreeMap::new(),
             wakes: Millis(u64::MAX),
             told: BTreeSet::new(),
+            swarms: BTreeMap::new(),
         });
     }
 
@@ -269,16 +295,20 @@ impl Node {
 }
 
 fn known(root: &Log, membership: &SharedMembership) {
-    let mut members = Membership::clone(&membership.load());
+    let mut members = BTreeMap::new();
     let all = (std::ops::Bound::Unbounded, std::ops::Bound::Unbounded);
     root.database()
         .view()
         .unwrap()
         .scan(ROSTER, all, false, &mut |key, _| {
             let node = NodeId::from_slice(key).unwrap();
-            members.members.insert(node, member(&node));
+            members.insert(node, member(&node));
             Flow::Continue(())
         })
         .unwrap();
-    membership.store(Arc::new(members));
+    if !members.is_empty() {
+        let mut all = Membership::clone(&membership.load());
+        all.members.append(&mut members);
+        membership.store(Arc::new(all));
+    }
 }

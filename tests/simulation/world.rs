@@ -3,125 +3,37 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use lattice::clock::Millis;
+use lattice::clock::{Millis, monotonic};
 use lattice::ids::{Hash, NodeId, StoreId};
-use lattice::replication::entry::Entry;
 use lattice::replication::ingest::Batch;
-use lattice::replication::limits;
 use lattice::replication::log::Origin;
-use lattice::replication::message::{Message, Push};
-use lattice::replication::reconcile::Shelf;
+use lattice::replication::membership::Membership;
 use lattice::replication::replica::{Input, Output};
 use lattice::replication::shelf::{LogShelf, Logs};
-use lattice::stores::Merge;
 use lattice::stores::kv::{Kind, Op, Value};
+use lattice::stores::{Kv, Merge};
 
-use crate::node::{HOME, MESH, Node};
+use crate::crowd::Guest;
+use crate::links::rings;
+use crate::node::{HOME, Node, member, stencil};
+use crate::plan::{Dice, Plan};
+use crate::swarm::SwarmInput;
+use crate::tally::{Kind as Sent, Tally};
 
-const START: Millis = Millis(1_700_000_000_000);
-const PATHS: u64 = 12;
-
-/// A small generator, the same on every machine.
-pub(crate) struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.roll() % n.max(1)
-    }
-
-    fn percent(&mut self, chance: u64) -> bool {
-        self.below(100) < chance
-    }
-
-    fn pick(&mut self, n: usize) -> usize {
-        usize::try_from(self.below(n as u64)).unwrap()
-    }
-}
-
-/// What kind of world it is. Chances are in percent.
-#[derive(Debug, Clone)]
-pub(crate) struct Plan {
-    pub(crate) nodes: usize,
-    /// Milliseconds of turmoil.
-    pub(crate) span: u64,
-    pub(crate) writes: u64,
-    pub(crate) crashes: u64,
-    pub(crate) partitions: u64,
-    pub(crate) breaks: u64,
-    pub(crate) gossip_lost: u64,
-    pub(crate) gossip_doubled: u64,
-    /// The longest delay of a frame or a gossip message, in milliseconds.
-    pub(crate) delay: u64,
-    /// The longest time from a write to its durable commit.
-    pub(crate) commit: u64,
-    /// How far each clock is wrong, at most, in milliseconds.
-    pub(crate) skew: u64,
-    /// How much one node's clock is ahead besides.
-    pub(crate) leap: u64,
-    /// Whether members become known late.
-    pub(crate) late: bool,
-}
-
-impl Plan {
-    pub(crate) fn random(seed: u64) -> Self {
-        let mut dice = Dice(seed ^ 0x5eed);
-        let often = |dice: &mut Dice, most: u64| if dice.percent(70) { dice.below(most + 1) } else { 0 };
-        Self {
-            nodes: 2 + dice.pick(7),
-            span: 5_000 + dice.below(60_000),
-            writes: 10 + dice.below(150),
-            crashes: often(&mut dice, 5),
-            partitions: often(&mut dice, 4),
-            breaks: often(&mut dice, 10),
-            gossip_lost: [0, 5, 30, 100][dice.pick(4)],
-            gossip_doubled: often(&mut dice, 20),
-            delay: [1, 10, 100, 1_000][dice.pick(4)],
-            commit: [1, 20, 100, 2_000][dice.pick(4)],
-            skew: [0, 1_000, 120_000][dice.pick(3)],
-            leap: if dice.percent(10) { 400_000 } else { 0 },
-            late: dice.percent(50),
-        }
-    }
-
-    /// One in which nothing goes wrong.
-    pub(crate) fn calm() -> Self {
-        Self {
-            nodes: 2,
-            span: 0,
-            writes: 0,
-            crashes: 0,
-            partitions: 0,
-            breaks: 0,
-            gossip_lost: 0,
-            gossip_doubled: 0,
-            delay: 1,
-            commit: 2,
-            skew: 0,
-            leap: 0,
-            late: false,
-        }
-    }
-}
+pub(crate) const START: Millis = Millis(1_700_000_000_000);
+pub(crate) const PATHS: u64 = 12;
 
 #[derive(Debug)]
-enum Job {
+pub(crate) enum Job {
     Batch(Batch),
     Retry,
 }
 
 #[derive(Debug)]
-enum Happening {
+pub(crate) enum Happening {
     Write(usize),
     Commit(usize, u64),
     Tick(usize, u64),
@@ -149,47 +61,85 @@ enum Happening {
     Rejoin,
     Break(usize, usize),
     Admit(usize),
+    /// Something comes to a node's part in a store's gossip.
+    Swarm(usize, u64, StoreId, SwarmInput),
+    Visit(usize),
 }
 
 pub(crate) struct World {
-    plan: Plan,
-    dice: Dice,
-    now: Millis,
-    nodes: Vec<Node>,
-    queue: BinaryHeap<Reverse<(Millis, u64)>>,
-    happenings: BTreeMap<u64, Happening>,
-    next: u64,
-    session: u64,
+    pub(crate) plan: Plan,
+    pub(crate) dice: Dice,
+    pub(crate) now: Millis,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) queue: BinaryHeap<Reverse<(Millis, u64)>>,
+    pub(crate) happenings: BTreeMap<u64, Happening>,
+    pub(crate) next: u64,
+    pub(crate) session: u64,
     /// When the last frame on its way from one node to another arrives: frames don't overtake each other.
-    arrivals: BTreeMap<(usize, usize), Millis>,
+    pub(crate) arrivals: BTreeMap<(usize, usize), Millis>,
     /// The frames on their way from one node to another, in order, with their session.
-    lines: BTreeMap<(usize, usize), VecDeque<(u64, Bytes)>>,
+    pub(crate) lines: BTreeMap<(usize, usize), VecDeque<(u64, Bytes)>>,
     /// How many of them met a partition: within a session they are sent again until they arrive.
-    held: BTreeMap<(usize, usize), u64>,
+    pub(crate) held: BTreeMap<(usize, usize), u64>,
     /// Which side of the partition each node is on.
-    sides: Vec<u64>,
-    cuts: BTreeSet<(usize, usize)>,
+    pub(crate) sides: Vec<u64>,
+    pub(crate) cuts: BTreeSet<(usize, usize)>,
     /// Nodes that came back with an older disk.
-    restored: BTreeSet<usize>,
+    pub(crate) restored: BTreeSet<usize>,
     /// Every entry that ever left a node or became durable.
-    signed: BTreeMap<(StoreId, NodeId, u64), Hash>,
+    pub(crate) signed: BTreeMap<(StoreId, NodeId, u64), Hash>,
     /// Entries' bytes on their way from one node to another for each store, for which no credit came back.
-    in_flight: BTreeMap<(usize, usize, StoreId, u64), u64>,
-    calm: bool,
-    trace: blake3::Hasher,
+    pub(crate) in_flight: BTreeMap<(usize, usize, StoreId, u64), u64>,
+    pub(crate) calm: bool,
+    pub(crate) trace: blake3::Hasher,
+    pub(crate) index: BTreeMap<NodeId, usize>,
+    /// Who is known from the beginning.
+    pub(crate) known: Arc<Membership>,
+    /// With whom each node is to be linked, if not with everybody.
+    pub(crate) neighbours: Vec<BTreeSet<usize>>,
+    /// Pairs that are to be linked, and are not.
+    pub(crate) apart: BTreeSet<(usize, usize)>,
+    pub(crate) guests: Vec<Guest>,
+    /// What was sent.
+    pub(crate) tally: Tally,
+    /// Entries that are not everywhere yet: when they were made, and at how many nodes they are.
+    pub(crate) journeys: BTreeMap<Hash, (Millis, usize)>,
+    /// How long those took that are, in milliseconds.
+    pub(crate) arrived: Vec<u64>,
+    /// What makes the payloads of guests' entries.
+    pub(crate) stencil: Kv,
+    /// When the last gossip message from one node to another arrives.
+    pub(crate) passes: BTreeMap<(usize, usize), u64>,
+    /// What gossip takes for the beginning of time.
+    pub(crate) epoch: Instant,
 }
 
 impl World {
     pub(crate) fn new(seed: u64, plan: Plan) -> Self {
         let mut dice = Dice(seed);
-        let nodes = (0..plan.nodes)
+        let nodes: Vec<_> = (0..plan.nodes)
             .map(|n| {
                 let skew = i64::try_from(dice.below(2 * plan.skew + 1)).unwrap() - i64::try_from(plan.skew).unwrap();
                 let leap = if n == 1 { i64::try_from(plan.leap).unwrap() } else { 0 };
                 Node::new(n, skew + leap)
             })
             .collect();
+        let guests = Guest::all(&plan);
+        let early = if plan.swarm { nodes.len() } else { 1 };
+        let known = nodes.iter().take(early).map(|node| node.id).chain(guests.iter().map(|guest| guest.id));
+        let known = Membership { members: known.map(|id| (id, member(&id))).collect() };
         let mut world = Self {
+            index: nodes.iter().enumerate().map(|(n, node)| (node.id, n)).collect(),
+            known: Arc::new(known),
+            neighbours: rings(&nodes, plan.rings),
+            apart: BTreeSet::new(),
+            guests,
+            tally: Tally::of(plan.nodes),
+            journeys: BTreeMap::new(),
+            arrived: Vec::new(),
+            stencil: stencil(),
+            passes: BTreeMap::new(),
+            epoch: monotonic(),
             sides: vec![0; plan.nodes],
             plan,
             dice,
@@ -211,9 +161,11 @@ impl World {
         };
         for n in 0..world.nodes.len() {
             world.start(n);
+            world.part(n);
         }
         world.at(0, Happening::Dial);
-        for n in 1..world.nodes.len() {
+        let late = if world.plan.swarm { 0 } else { world.nodes.len() };
+        for n in 1..late {
             let late = if world.plan.late { world.dice.below(world.plan.span / 2) } else { 0 };
             world.at(late, Happening::Admit(n));
         }
@@ -233,21 +185,20 @@ impl World {
         self.trace.finalize().to_hex().to_string()
     }
 
-    fn at(&mut self, delay: u64, happening: Happening) {
+    pub(crate) fn at(&mut self, delay: u64, happening: Happening) {
         self.next += 1;
         self.queue.push(Reverse((Millis(self.now.0 + delay), self.next)));
         self.happenings.insert(self.next, happening);
     }
 
-    fn start(&mut self, n: usize) {
-        let founder = self.nodes[0].id;
+    pub(crate) fn start(&mut self, n: usize) {
         let seed = self.dice.roll();
         self.nodes[n].set_clock(self.now);
-        self.nodes[n].start(founder, seed);
+        self.nodes[n].start(&self.known, seed);
         self.handle(n, Input::Stores);
     }
 
-    fn reachable(&self, a: usize, b: usize) -> bool {
+    pub(crate) fn reachable(&self, a: usize, b: usize) -> bool {
         self.sides[a] == self.sides[b] && !self.cuts.contains(&(a.min(b), a.max(b)))
     }
 
@@ -295,7 +246,11 @@ impl World {
 
     /// The time in which things go wrong.
     pub(crate) fn turmoil(&mut self) {
-        let Plan { span, nodes, writes, crashes, partitions, breaks, .. } = self.plan;
+        let Plan { span, nodes, writes, crashes, partitions, breaks, guests, .. } = self.plan;
+        for guest in 0..guests {
+            let at = self.dice.below(span);
+            self.at(at, Happening::Visit(guest));
+        }
         for _ in 0..writes {
             let (at, n) = (self.dice.below(span), self.dice.pick(nodes));
             self.at(at, Happening::Write(n));
@@ -346,54 +301,7 @@ impl World {
         self.now.since(healed)
     }
 
-    fn prints(&self, n: usize) -> Vec<lattice::replication::log::Fingerprint> {
-        let open = &self.nodes[n].up.as_ref().unwrap().open;
-        let shelf = LogShelf(&**open);
-        shelf.stores().iter().map(|store| shelf.fingerprint(store).unwrap()).collect()
-    }
-
-    fn in_step(&self) -> bool {
-        let first = self.prints(0);
-        let all = first.iter().map(|print| print.count).sum::<u64>();
-        all == self.signed.len() as u64 && (1..self.nodes.len()).all(|n| self.prints(n) == first)
-    }
-
-    fn differences(&self) -> String {
-        let mut lines = vec![format!("{} entries were signed", self.signed.len())];
-        for (n, node) in self.nodes.iter().enumerate() {
-            let up = node.up.as_ref().unwrap();
-            let counts: Vec<_> = self.prints(n).iter().map(|print| print.count).collect();
-            lines.push(format!(
-                "node {n} ({}): {counts:?}, {:?}",
-                node.id.short(),
-                up.replica.snapshot(&LogShelf(&*up.open))
-            ));
-        }
-        lines.join("\n")
-    }
-
-    /// All nodes have the same heads and, byte for byte, the same state; and so they do after a rebuild.
-    pub(crate) fn check(&mut self) {
-        let heads = |world: &Self, n: usize| {
-            let kv = &world.nodes[n].up.as_ref().unwrap().kv;
-            let heads = |i| kv.heads(format!("k/{i}").as_bytes()).unwrap().map(|heads| heads.all().to_vec());
-            (0..PATHS).map(heads).collect::<Vec<_>>()
-        };
-        let digests = |world: &Self, n: usize| {
-            let open = &world.nodes[n].up.as_ref().unwrap().open;
-            open.logs().iter().map(|log| log.state_digest().unwrap()).collect::<Vec<_>>()
-        };
-        let (first, state) = (heads(self, 0), digests(self, 0));
-        for n in 1..self.nodes.len() {
-            assert_eq!(heads(self, n), first, "heads of node {n}");
-            assert_eq!(digests(self, n), state, "state of node {n}");
-        }
-        let open = Arc::clone(&self.nodes[0].up.as_ref().unwrap().open);
-        open.log(&HOME).unwrap().rebuild().unwrap();
-        assert_eq!(digests(self, 0), state, "state after a rebuild");
-    }
-
-    fn run_until(&mut self, end: Millis) {
+    pub(crate) fn run_until(&mut self, end: Millis) {
         while let Some(Reverse((at, id))) = self.queue.peek().copied().filter(|Reverse((at, _))| *at <= end) {
             self.queue.pop();
             self.now = at;
@@ -416,20 +324,19 @@ impl World {
             }
             Happening::Ingest(n, life, store, job) => self.ingest(n, life, store, job),
             Happening::Frame { from, to } => self.arrive(from, to),
+            Happening::Swarm(n, life, store, input) => {
+                if self.alive(n, life) {
+                    self.swarm(n, store, input);
+                }
+            }
+            Happening::Visit(guest) => self.visit(guest),
             Happening::Gossip { store, from, to, message } => {
                 if self.nodes[to].up.is_some() && self.reachable(from, to) {
                     let from = self.nodes[from].id;
                     self.handle(to, Input::Gossip { store, from, message });
                 }
             }
-            Happening::Lost { node, peer, session } => {
-                let Some(up) = &mut self.nodes[node].up else { return };
-                if up.sessions.get(&peer) == Some(&session) {
-                    up.sessions.remove(&peer);
-                    let peer = self.nodes[peer].id;
-                    self.handle(node, Input::Lost { peer });
-                }
-            }
+            Happening::Lost { node, peer, session } => self.lose(node, peer, session),
             Happening::Dial => self.dial(),
             Happening::Crash(n) => self.crash(n),
             Happening::Restart(n) => {
@@ -439,7 +346,7 @@ impl World {
             }
             Happening::Partition(sides) => {
                 if !self.calm {
-                    self.sides = (0..self.nodes.len()).map(|n| (sides >> n) & 1).collect();
+                    self.sides = (0..self.nodes.len() as u64).map(|n| Dice(sides ^ n).below(2)).collect();
                 }
             }
             Happening::Rejoin => self.rejoin(),
@@ -459,7 +366,7 @@ impl World {
         }
     }
 
-    fn alive(&self, n: usize, life: u64) -> bool {
+    pub(crate) fn alive(&self, n: usize, life: u64) -> bool {
         self.nodes[n].life == life && self.nodes[n].up.is_some()
     }
 
@@ -469,6 +376,7 @@ impl World {
         }
         let sessions = self.nodes[n].up.as_ref().unwrap().sessions.clone();
         self.nodes[n].crash();
+        self.part(n);
         for (peer, session) in sessions {
             // Its peers notice some time later, or never before it is back.
             let after = self.dice.below(30_000);
@@ -476,40 +384,6 @@ impl World {
         }
         let after = self.dice.below(10_000);
         self.at(after, Happening::Restart(n));
-    }
-
-    fn hang_up(&mut self, a: usize, b: usize) {
-        for (node, peer) in [(a, b), (b, a)] {
-            let session = self.nodes[node].up.as_ref().and_then(|up| up.sessions.get(&peer).copied());
-            if let Some(session) = session {
-                let after = self.dice.below(self.plan.delay + 1);
-                self.at(after, Happening::Lost { node, peer, session });
-            }
-        }
-    }
-
-    /// Nodes that can reach each other and have no link make one.
-    fn dial(&mut self) {
-        for a in 0..self.nodes.len() {
-            for b in a + 1..self.nodes.len() {
-                let (Some(one), Some(other)) = (&self.nodes[a].up, &self.nodes[b].up) else { continue };
-                let linked = one.sessions.contains_key(&b) && one.sessions.get(&b) == other.sessions.get(&a);
-                if linked || !self.reachable(a, b) || self.dice.percent(30) {
-                    continue;
-                }
-                self.session += 1;
-                for (node, peer) in [(a, b), (b, a)] {
-                    self.nodes[node].up.as_mut().unwrap().sessions.insert(peer, self.session);
-                    self.arrivals.insert((node, peer), self.now);
-                }
-                for (node, peer) in [(a, b), (b, a)] {
-                    let peer = self.nodes[peer].id;
-                    self.handle(node, Input::Connected { peer, address: None });
-                    self.handle(node, Input::Neighbour { peer });
-                }
-            }
-        }
-        self.at(300, Happening::Dial);
     }
 
     fn write(&mut self, n: usize) {
@@ -524,7 +398,7 @@ impl World {
         }
     }
 
-    fn put(&mut self, n: usize, path: &str, size: u64) {
+    pub(crate) fn put(&mut self, n: usize, path: &str, size: u64) {
         self.nodes[n].set_clock(self.now);
         let kv = &self.nodes[n].up.as_ref().unwrap().kv;
         if !kv.log().membership().load().may_write(&self.nodes[n].id) {
@@ -545,16 +419,17 @@ impl World {
             let value = Value::Bytes(vec![byte; usize::try_from(size).unwrap()]);
             Op::Put { path, supersedes, kind: Kind::File, mode: 0o644, mtime: 0, value }
         };
-        kv.submit(vec![op], Origin::Mount(0)).unwrap();
+        let receipt = kv.submit(vec![op], Origin::Mount(0)).unwrap();
+        self.journeys.insert(receipt.hash, (self.now, 0));
         self.commit_soon(n);
     }
 
-    fn commit_soon(&mut self, n: usize) {
+    pub(crate) fn commit_soon(&mut self, n: usize) {
         let (after, life) = (self.dice.below(self.plan.commit + 1), self.nodes[n].life);
         self.at(after, Happening::Commit(n, life));
     }
 
-    fn commit(&mut self, n: usize, life: u64) {
+    pub(crate) fn commit(&mut self, n: usize, life: u64) {
         if !self.alive(n, life) {
             return;
         }
@@ -566,16 +441,10 @@ impl World {
         for durable in durable {
             for (entry, _) in &durable.entries {
                 self.witness(durable.store, entry);
+                self.arrival(&entry.hash());
             }
             self.handle(n, Input::Durable(durable));
         }
-    }
-
-    /// No two entries have one author and number: checked over all that ever became durable or left a node.
-    fn witness(&mut self, store: StoreId, entry: &Entry) {
-        let place = (store, entry.header().author, entry.header().seq);
-        let known = *self.signed.entry(place).or_insert(entry.hash());
-        assert_eq!(known, entry.hash(), "a fork at {place:?}");
     }
 
     fn ingest(&mut self, n: usize, life: u64, store: StoreId, job: Job) {
@@ -595,7 +464,7 @@ impl World {
         self.commit_soon(n);
     }
 
-    fn handle(&mut self, n: usize, input: Input) {
+    pub(crate) fn handle(&mut self, n: usize, input: Input) {
         self.nodes[n].set_clock(self.now);
         let up = self.nodes[n].up.as_mut().unwrap();
         let open = Arc::clone(&up.open);
@@ -616,17 +485,20 @@ impl World {
         let life = self.nodes[n].life;
         match output {
             Output::Send { peer, frame } => {
-                let to = self.nodes.iter().position(|node| node.id == peer).unwrap();
-                self.inspect(n, to, &frame);
+                let to = self.index[&peer];
+                if self.plan.inspected {
+                    self.inspect(n, to, &frame);
+                }
                 let Some(session) = self.nodes[n].up.as_ref().unwrap().sessions.get(&to).copied() else { return };
+                self.tally.add(n, Sent::of_frame(&frame), 4 + frame.len());
                 self.lines.entry((n, to)).or_default().push_back((session, frame));
                 self.carry(n, to);
             }
             Output::Close { peer, why: _ } => {
-                let to = self.nodes.iter().position(|node| node.id == peer).unwrap();
-                self.hang_up(n, to);
+                self.hang_up(n, self.index[&peer]);
             }
-            Output::Subscribe(_) | Output::Unsubscribe(_) => {}
+            Output::Subscribe(store) => self.subscribe(n, store),
+            Output::Unsubscribe(_) => {}
             Output::Broadcast { store, message } => self.broadcast(n, store, message),
             Output::Ingest(batch) => self.give(n, life, batch.store, Job::Batch(batch)),
             Output::Retry(store) => self.give(n, life, store, Job::Retry),
@@ -662,7 +534,7 @@ impl World {
     }
 
     /// Ends a partition: what met it goes on.
-    fn rejoin(&mut self) {
+    pub(crate) fn rejoin(&mut self) {
         self.sides.fill(0);
         for ((from, to), count) in std::mem::take(&mut self.held) {
             (0..count).for_each(|_| self.carry(from, to));
@@ -678,14 +550,11 @@ impl World {
     }
 
     fn broadcast(&mut self, n: usize, store: StoreId, message: Bytes) {
-        assert!(message.len() <= limits::GOSSIP_MESSAGE);
-        match Push::decode(&message).unwrap() {
-            Push::Entries(packed) => packed.entries().iter().for_each(|bytes| self.durable(n, store, bytes)),
-            Push::Tips { tips, .. } => {
-                for (author, seq, hash) in tips {
-                    self.claimed(n, store, author, seq, hash);
-                }
-            }
+        if self.plan.inspected {
+            self.inspect_push(n, store, &message);
+        }
+        if self.plan.swarm {
+            return self.swarm(n, store, SwarmInput::Broadcast(message));
         }
         for to in (0..self.nodes.len()).filter(|to| *to != n) {
             let copies = 1 + u64::from(self.dice.percent(self.plan.gossip_doubled));
@@ -697,54 +566,5 @@ impl World {
                 }
             }
         }
-    }
-
-    /// Nothing that is not durable leaves a node, and no more than a peer gave credit for.
-    fn inspect(&mut self, n: usize, to: usize, frame: &Bytes) {
-        assert!(frame.len() <= limits::FRAME);
-        match Message::decode(frame).unwrap() {
-            Message::Entries { store, id, packed, .. } => {
-                packed.entries().iter().for_each(|bytes| self.durable(n, store, bytes));
-                let size: usize = packed.entries().iter().map(Bytes::len).sum();
-                let flying = self.in_flight.entry((n, to, store, id)).or_default();
-                *flying += size as u64;
-                assert!(*flying <= (limits::CREDIT + limits::FRAME_BYTES + limits::PAYLOAD) as u64);
-            }
-            Message::Credit { store, id, bytes } => {
-                // In flight until the grant is on its way: it can't be spent earlier.
-                let flying = self.in_flight.entry((to, n, store, id)).or_default();
-                *flying = flying.saturating_sub(u64::from(bytes));
-            }
-            Message::Tips { store, tips, .. } => {
-                for (author, tip) in tips {
-                    self.claimed(n, store, author, tip.seq, tip.hash);
-                }
-            }
-            Message::Status { stores, .. } => {
-                let open = Arc::clone(&self.nodes[n].up.as_ref().unwrap().open);
-                for (store, fingerprint) in stores {
-                    assert_eq!(LogShelf(&*open).fingerprint(&store), Some(fingerprint));
-                }
-            }
-            Message::Hello { mesh, .. } => assert_eq!(mesh, MESH),
-            Message::Pull { .. }
-            | Message::Compare { .. }
-            | Message::Compared { .. }
-            | Message::Have { .. }
-            | Message::Ping(_)
-            | Message::Pong(_) => {}
-        }
-    }
-
-    fn durable(&mut self, n: usize, store: StoreId, bytes: &Bytes) {
-        let entry = Entry::decode(bytes.clone()).unwrap();
-        self.claimed(n, store, entry.header().author, entry.header().seq, entry.hash());
-        self.witness(store, &entry);
-    }
-
-    fn claimed(&self, n: usize, store: StoreId, author: NodeId, seq: u64, hash: Hash) {
-        let log = self.nodes[n].up.as_ref().unwrap().open.log(&store).unwrap();
-        let found = log.at(&log.database().durable().unwrap(), &author, seq).unwrap();
-        assert_eq!(found.map(|entry| entry.hash()), Some(hash), "node {n} told of what it may lose");
     }
 }

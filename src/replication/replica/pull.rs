@@ -226,7 +226,7 @@ impl Replica {
             }
             // One that brought nothing, since what came is held back, would bring nothing again.
             if pull.included > 0 {
-                peer.next_reconcile = peer.next_reconcile.min(now.after(limits::RECONCILE_SOON));
+                self.reconcile_by(Some(&pull.peer), now.after(limits::RECONCILE_SOON));
             }
         }
         self.weigh_own(store, shelf);

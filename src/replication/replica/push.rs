@@ -1,5 +1,6 @@
 //! Telling of what is new, and hearing of it: gossip. It is a hint; reconciliation makes up for what is lost.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
@@ -45,19 +46,73 @@ fn pack(entries: &[&Bytes]) -> (Vec<Push>, usize) {
     if messages.len() > limits::PUSH_MESSAGES { (Vec::new(), 0) } else { (messages, packed) }
 }
 
+/// What was pulled and is to be announced, and what others announced meanwhile.
+#[derive(Default)]
+pub(super) struct News {
+    /// Per author the last entry that was pulled.
+    pulled: BTreeMap<NodeId, (u64, Hash)>,
+    /// When that is announced.
+    pub(super) due: Option<Millis>,
+    /// Per author the highest number that was announced by others, and by how many.
+    heard: BTreeMap<NodeId, (u64, u32)>,
+}
+
+impl News {
+    fn hear(&mut self, author: NodeId, seq: u64) {
+        if self.heard.len() >= limits::TIPS && !self.heard.contains_key(&author) {
+            self.heard.clear();
+        }
+        let (highest, count) = self.heard.entry(author).or_default();
+        match seq.cmp(highest) {
+            Ordering::Greater => (*highest, *count) = (seq, 1),
+            Ordering::Equal => *count += 1,
+            Ordering::Less => {}
+        }
+    }
+
+    /// What not enough others have announced.
+    fn take(&mut self) -> Vec<(NodeId, u64, Hash)> {
+        self.due = None;
+        let known = |author: &NodeId, seq: u64| {
+            self.heard.get(author).is_some_and(|(highest, count)| seq <= *highest && *count >= limits::ANNOUNCERS)
+        };
+        let pulled = std::mem::take(&mut self.pulled).into_iter();
+        pulled
+            .filter(|(author, (seq, _))| !known(author, *seq))
+            .map(|(author, (seq, hash))| (author, seq, hash))
+            .collect()
+    }
+}
+
 impl Replica {
+    /// Tells gossip what was pulled, if it is time and others have not.
+    pub(super) fn announce_pulled(&mut self, store: StoreId, now: Millis) {
+        let Some(state) = self.stores.get_mut(&store) else { return };
+        if state.news.due.is_some_and(|due| due <= now) {
+            let tips = state.news.take();
+            self.announce(store, &tips);
+        }
+    }
+
+    fn announce(&mut self, store: StoreId, tips: &[(NodeId, u64, Hash)]) {
+        for part in tips.chunks(TIPS) {
+            let message = Push::Tips { by: self.identity.me, tips: part.to_vec() };
+            self.out.push(Output::Broadcast { store, message: message.encode() });
+        }
+    }
+
     pub(super) fn durable(&mut self, durable: &Durable, now: Millis) {
         let Durable { store, entries } = durable;
         if !self.stores.contains_key(store) {
             return;
         }
         let mut local = Vec::new();
-        let mut tips: BTreeMap<NodeId, (u64, Hash)> = BTreeMap::new();
+        let mut pulled: BTreeMap<NodeId, (u64, Hash)> = BTreeMap::new();
         for (entry, origin) in entries {
             match origin {
                 Origin::Mount(_) | Origin::Local => local.push(entry),
                 Origin::Pulled => {
-                    tips.insert(entry.header().author, (entry.header().seq, entry.hash()));
+                    pulled.insert(entry.header().author, (entry.header().seq, entry.hash()));
                 }
                 Origin::Pushed => {}
             }
@@ -67,13 +122,17 @@ impl Replica {
         for message in messages {
             self.out.push(Output::Broadcast { store: *store, message: message.encode() });
         }
-        for entry in &local[packed..] {
-            tips.insert(entry.header().author, (entry.header().seq, entry.hash()));
-        }
-        let tips: Vec<_> = tips.into_iter().map(|(author, (seq, hash))| (author, seq, hash)).collect();
-        for part in tips.chunks(TIPS) {
-            let message = Push::Tips { by: self.identity.me, tips: part.to_vec() };
-            self.out.push(Output::Broadcast { store: *store, message: message.encode() });
+        let last: BTreeMap<_, _> =
+            local[packed..].iter().map(|entry| (entry.header().author, (entry.header().seq, entry.hash()))).collect();
+        let last: Vec<_> = last.into_iter().map(|(author, (seq, hash))| (author, seq, hash)).collect();
+        self.announce(*store, &last);
+        if !pulled.is_empty() {
+            let peers = u32::try_from(self.peers.len()).unwrap_or(u32::MAX);
+            let due = now.after(self.within(limits::ANNOUNCE_APART.saturating_mul(peers)));
+            if let Some(state) = self.stores.get_mut(store) {
+                state.news.pulled.append(&mut pulled);
+                state.news.due.get_or_insert(due);
+            }
         }
         if !local.is_empty() {
             if *store == self.identity.mesh.root() {
@@ -109,6 +168,9 @@ impl Replica {
                     return;
                 }
                 for (author, seq, _) in tips {
+                    if let Some(state) = self.stores.get_mut(&store) {
+                        state.news.hear(author, seq);
+                    }
                     self.claim(&by, store, author, seq);
                     if author == self.identity.me {
                         self.weigh_own(store, shelf);

@@ -5,7 +5,8 @@ use ed25519_dalek::SigningKey;
 use super::*;
 use crate::clock::Hlc;
 use crate::replication::entry::{Entry, Header};
-use crate::replication::message::{Packed, Range, Wanted};
+use crate::replication::log::Origin;
+use crate::replication::message::{Packed, Push, Range, Wanted};
 use crate::replication::reconcile::Ordered;
 use crate::replication::reconcile::Tips;
 use crate::replication::reconcile::testing::List;
@@ -330,4 +331,64 @@ fn a_comparison_that_never_agrees_ends() {
     let never = Message::Compared { store: STORE, round: [&[0x61, 0, 0, 1][..], &[0; 16]].concat() };
     let rounds = (0..1_000).take_while(|_| goes_on(&receive(&mut one, other, &never, NOW, &mine))).count();
     assert_eq!(rounds, limits::ROUNDS as usize - 1);
+}
+
+/// Time goes by in steps, as a driver counts them: each tick is at the moment that the replica names.
+#[test]
+fn each_peer_is_probed_and_asked_in_time_however_many_there_are_and_whatever_comes_between() {
+    let shelf = Chain::of(0, 1);
+    let mut replica = replica(&shelf);
+    let peers: Vec<_> = (0..50).map(|n| NodeId([n; 32])).collect();
+    peers.iter().for_each(|peer| connect(&mut replica, *peer, &shelf));
+    // When each was probed and asked last.
+    let mut last: BTreeMap<NodeId, (Millis, Millis)> = peers.iter().map(|peer| (*peer, (NOW, NOW))).collect();
+    let mut now = NOW;
+    while now.since(NOW) < limits::RECONCILE * 4 {
+        let mut outputs = replica.handle(Input::Tick, now, &shelf);
+        if now.0 % 7 == 0 {
+            let peer = peers[usize::try_from(now.0 % 50).unwrap()];
+            outputs.extend(replica.handle(Input::Neighbour { peer }, now, &shelf));
+        }
+        for (peer, message) in sent(&outputs) {
+            let (probed, asked) = last.get_mut(&peer).unwrap();
+            match message {
+                Message::Ping(nonce) => {
+                    *probed = now;
+                    receive(&mut replica, peer, &Message::Pong(nonce), now, &shelf);
+                }
+                Message::Status { .. } => *asked = now,
+                other => panic!("{other:?}"),
+            }
+        }
+        for (peer, (probed, asked)) in &last {
+            assert!(now.since(*probed) <= limits::HEARTBEAT, "{peer} was not probed");
+            assert!(now.since(*asked) <= limits::RECONCILE * 5 / 4, "{peer} was not asked");
+        }
+        let earliest = replica.peers.values().map(Peer::due).min().unwrap();
+        assert_eq!(replica.wake_at(), earliest, "whom it wakes for is who is due first");
+        now = replica.wake_at().max(Millis(now.0 + 1));
+    }
+}
+
+#[test]
+fn what_was_pulled_is_announced_unless_enough_others_did() {
+    let theirs = Chain::of(3, 10);
+    let (author, tip) = theirs.tip().unwrap();
+    let announced = |others: u8| {
+        let mut replica = replica(&theirs);
+        connect(&mut replica, A, &theirs);
+        connect(&mut replica, B, &theirs);
+        let entries = theirs.0.iter().map(|entry| (entry.clone(), Origin::Pulled)).collect();
+        let mut outputs = replica.handle(Input::Durable(Durable { store: STORE, entries }), NOW, &theirs);
+        for n in 0..others {
+            let by = NodeId([20 + n; 32]);
+            let message = Push::Tips { by, tips: vec![(author, tip.seq, tip.hash)] }.encode();
+            outputs.extend(replica.handle(Input::Gossip { store: STORE, from: A, message }, NOW, &theirs));
+        }
+        outputs.extend(replica.handle(Input::Tick, NOW.after(limits::ANNOUNCE_APART * 2), &theirs));
+        outputs.into_iter().filter(|output| matches!(output, Output::Broadcast { .. })).count()
+    };
+    assert_eq!(announced(0), 1);
+    assert_eq!(announced(2), 1);
+    assert_eq!(announced(3), 0, "three others did");
 }

@@ -1,5 +1,6 @@
 //! What time brings: probes, reconciliation, pulls that stand still, entries that are due.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::pull::Pull;
@@ -10,21 +11,67 @@ use crate::replication::limits;
 use crate::replication::message::Message;
 use crate::replication::reconcile::Shelf;
 
+/// When each peer is due, the earliest first: so that a message from one costs no look at all the others.
+#[derive(Default)]
+pub(super) struct Due {
+    order: BTreeSet<(Millis, NodeId)>,
+    peers: BTreeMap<NodeId, Millis>,
+}
+
+impl Due {
+    pub(super) fn set(&mut self, id: NodeId, at: Millis) {
+        let before = self.peers.insert(id, at);
+        if before != Some(at) {
+            before.map(|before| self.order.remove(&(before, id)));
+            self.order.insert((at, id));
+        }
+    }
+
+    pub(super) fn forget(&mut self, id: &NodeId) {
+        if let Some(at) = self.peers.remove(id) {
+            self.order.remove(&(at, *id));
+        }
+    }
+
+    fn first(&self) -> Millis {
+        self.order.first().map_or(Millis(u64::MAX), |(at, _)| *at)
+    }
+
+    fn until(&self, now: Millis) -> Vec<NodeId> {
+        self.order.iter().take_while(|(at, _)| *at <= now).map(|(_, id)| *id).collect()
+    }
+}
+
 impl Replica {
+    /// Notes when a peer is due. Whatever changes one of its timers, or its patience, ends with this.
+    pub(super) fn schedule(&mut self, id: &NodeId) {
+        if let Some(peer) = self.peers.get(id) {
+            self.due.set(*id, peer.due());
+        }
+    }
+
     pub(super) fn jitter(&mut self, around: Duration) -> Duration {
+        around * 3 / 4 + self.within(around / 2)
+    }
+
+    /// Some time up to `most`.
+    pub(super) fn within(&mut self, most: Duration) -> Duration {
         // A step of the SplitMix64 generator: spread is all that is asked of it.
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.random;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        let percent = 75 + ((z ^ (z >> 31)) % 50);
-        around.mul_f64(f64::from(u32::try_from(percent).unwrap_or(100)) / 100.0)
+        let part = u32::try_from((z ^ (z >> 31)) % 1_000).unwrap_or(0);
+        most.mul_f64(f64::from(part) / 1_000.0)
     }
 
     /// Nobody was silent while this node slept; whether they are still there is to be probed.
     pub(super) fn woke(&mut self, now: Millis) {
         for peer in self.peers.values_mut() {
             (peer.probe, peer.next_probe, peer.next_reconcile) = (None, now, now);
+        }
+        for (id, peer) in &self.peers {
+            self.due.set(*id, peer.due());
         }
         for store in self.stores.values_mut() {
             if let Some(pull) = &mut store.pull {
@@ -36,24 +83,20 @@ impl Replica {
     /// When [`Input::Tick`](super::Input::Tick) is due at the latest.
     #[must_use]
     pub fn wake_at(&self) -> Millis {
-        let peers = self.peers.values().map(|peer| {
-            let silent = peer.probe.map_or(Millis(u64::MAX), |(_, since)| since.after(peer.patience()));
-            peer.next_probe.min(peer.next_reconcile).min(silent)
-        });
         let stores = self.stores.values().flat_map(|store| {
             let stalled = store.pull.as_ref().and_then(Pull::stalls_at);
-            [stalled, store.ask.map(|(at, _)| at), store.early].into_iter().flatten()
+            [stalled, store.ask.map(|(at, _)| at), store.early, store.news.due].into_iter().flatten()
         });
-        peers.chain(stores).min().unwrap_or(Millis(u64::MAX))
+        stores.fold(self.due.first(), Millis::min)
     }
 
     pub(super) fn tick(&mut self, now: Millis, shelf: &dyn Shelf) {
         if self.wake_at() > now {
             return;
         }
-        let ids: Vec<_> = self.peers.keys().copied().collect();
-        for id in ids {
+        for id in self.due.until(now) {
             self.tick_peer(id, now, shelf);
+            self.schedule(&id);
         }
         let stores: Vec<_> = self.stores.keys().copied().collect();
         for store in stores {
@@ -112,11 +155,18 @@ impl Replica {
             }
             self.plan(store, now, shelf);
         }
+        self.announce_pulled(store, now);
         self.ask(store, now, shelf);
     }
 }
 
 impl Peer {
+    /// When its next timer is due.
+    pub(super) fn due(&self) -> Millis {
+        let silent = self.probe.map_or(Millis(u64::MAX), |(_, since)| since.after(self.patience()));
+        self.next_probe.min(self.next_reconcile).min(silent)
+    }
+
     /// How long it may stay silent: longer over a slow link, and while a probe waits behind what it asked for.
     fn patience(&self) -> Duration {
         let busy = self.serving.values().any(|serving| !serving.done());
