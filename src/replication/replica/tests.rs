@@ -345,7 +345,7 @@ fn each_peer_is_probed_and_asked_in_time_however_many_there_are_and_whatever_com
     let mut now = NOW;
     while now.since(NOW) < limits::RECONCILE * 4 {
         let mut outputs = replica.handle(Input::Tick, now, &shelf);
-        if now.0 % 7 == 0 {
+        if now.0.is_multiple_of(7) {
             let peer = peers[usize::try_from(now.0 % 50).unwrap()];
             outputs.extend(replica.handle(Input::Neighbour { peer }, now, &shelf));
         }
