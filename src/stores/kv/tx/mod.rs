@@ -482,6 +482,8 @@ impl Txs {
             return Err(TxError::Exists(shown(name)));
         }
         let past = kv.log().present(&kv.view()?).map_err(KvError::from)?;
+        // What the base counts survives a crash, as the base does: else another entry could get the number of one that is lost.
+        kv.log().database().flush().map_err(KvError::from)?;
         let base = Base { begun: kv.log().now(), past: Arc::new(past) };
         let above = self.of_store(&store);
         let dir = above.join(os(name));

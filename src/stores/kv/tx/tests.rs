@@ -23,8 +23,12 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        Self::of(kv(0, &clock()))
+    }
+
+    fn of(kv: Kv) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        Self { kv: kv(0, &clock()), txs: Txs::open(dir.path().join("tx")), dir }
+        Self { kv, txs: Txs::open(dir.path().join("tx")), dir }
     }
 
     fn begin(&self, name: &str) -> PathBuf {
@@ -96,6 +100,18 @@ impl World {
 fn write(at: &Path, text: &str) {
     fs::create_dir_all(at.parent().unwrap()).unwrap();
     fs::write(at, text).unwrap();
+}
+
+#[test]
+fn what_a_transaction_builds_upon_is_on_the_disk_before_it_begins() {
+    let world = World::new();
+    world.put("a", "old");
+    let log = world.kv.log();
+    let on_disk = || log.present(&log.database().durable().unwrap()).unwrap();
+    assert!(on_disk().iter().next().is_none());
+    world.begin("t");
+    assert_eq!(*world.txs.get(&log.store(), b"t").unwrap().base.past, on_disk());
+    assert_eq!(on_disk().iter().next(), Some((&log.me(), 0)));
 }
 
 #[test]
