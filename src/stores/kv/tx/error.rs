@@ -36,7 +36,7 @@ pub enum TxError {
     /// The store.
     #[error(transparent)]
     Kv(#[from] KvError),
-    /// The disk that holds what is staged.
+    /// The disk: what is staged can't be read or written, or the entry that was made of it is not durable yet.
     #[error("{path}: {source}")]
     Io {
         /// The file.

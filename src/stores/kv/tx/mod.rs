@@ -174,7 +174,8 @@ impl Tx {
         fits(kv, &plan)
     }
 
-    fn commit(&self, kv: &Kv, force: bool, origin: Origin) -> Result<Committed> {
+    /// Makes the entry. It is not waited until that is durable.
+    fn submit(&self, kv: &Kv, force: bool, origin: Origin) -> Result<Committed> {
         let plan = self.plan(kv)?;
         let moved = plan.moved(&kv.view()?).map_err(KvError::from)?;
         if !force && !moved.is_empty() {
@@ -195,10 +196,7 @@ impl Tx {
             self.forget_note();
         }
         match submitted? {
-            Some(receipt) => {
-                kv.wait(receipt.staged)?;
-                Ok(Committed { receipt: Some(receipt), put, deleted })
-            }
+            Some(receipt) => Ok(Committed { receipt: Some(receipt), put, deleted }),
             None => Err(self.moved(plan.moved(&kv.view()?).map_err(KvError::from)?)),
         }
     }
@@ -423,12 +421,13 @@ impl Txs {
     ///
     /// # Errors
     /// [`TxError::Moved`] if they were; if what is staged makes no sense or does not fit an entry, or if the store takes no
-    /// writes. Nothing is changed then, and all that is staged stays.
+    /// writes. Nothing is changed then, and all that is staged stays. But if the disk fails or is full once the entry is made, the
+    /// error says so, and the transaction is over.
     pub fn commit(&self, kv: &Kv, name: &[u8], force: bool, origin: Origin) -> Result<Committed> {
         let store = kv.log().store();
         let tx = self.get(&store, name)?;
-        let over = tx.ending()?;
-        let committed = tx.commit(kv, force, origin).inspect_err(|error| {
+        let mut over = tx.ending()?;
+        let committed = tx.submit(kv, force, origin).inspect_err(|error| {
             tracing::warn!(target: "tx", tx = %shown(name), %error, "not committed; what is staged stays");
             if let TxError::Moved { keys, .. } = error {
                 for key in keys {
@@ -436,6 +435,14 @@ impl Txs {
                 }
             }
         })?;
+        if let Some(receipt) = committed.receipt
+            && let Err(error) = kv.log().wait(receipt.staged)
+        {
+            // The entry may still get to the disk: the note tells the next start whether it did.
+            self.forget(&store, &tx, &mut over);
+            let said = format!("the entry is made, but not yet on the disk ({error}); {}", error.hint());
+            return Err(TxError::io(&tx.dir, std::io::Error::other(said)));
+        }
         self.end(&store, &tx, over);
         Ok(committed)
     }
@@ -463,10 +470,15 @@ impl Txs {
         staged::clear(&self.of_store(store))
     }
 
-    /// A transaction is over. What can't be removed now is removed at the next start.
-    fn end(&self, store: &StoreId, tx: &Tx, mut over: RwLockWriteGuard<'_, bool>) {
+    /// A transaction is over: nobody finds it any more.
+    fn forget(&self, store: &StoreId, tx: &Tx, over: &mut bool) {
         *over = true;
         self.lock().remove(&(*store, tx.name.clone()));
+    }
+
+    /// A transaction is over. What can't be removed now is removed at the next start.
+    fn end(&self, store: &StoreId, tx: &Tx, mut over: RwLockWriteGuard<'_, bool>) {
+        self.forget(store, tx, &mut over);
         let removed = || {
             let passing = tempfile::Builder::new().prefix(PASSING).tempdir_in(self.of_store(store))?.keep();
             // Onto an empty directory: from here on a crash leaves nothing that would be shown again.
