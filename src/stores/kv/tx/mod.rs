@@ -101,14 +101,20 @@ pub struct Tx {
     name: Vec<u8>,
     dir: PathBuf,
     base: Base,
-    /// Whether it is over. Held for reading while staged files change, for writing while it ends.
+    /// Whether it is over. Held for reading while staged files change or are looked at, for writing while it ends.
     over: RwLock<bool>,
+    /// Held by who looks: reading what its owner may not read changes permissions for that long.
+    looking: Mutex<()>,
 }
 
 /// While it is held, a transaction does not end, and what is staged may be changed.
 pub type Steady<'a> = RwLockReadGuard<'a, bool>;
 
 impl Tx {
+    fn new(name: Vec<u8>, dir: PathBuf, base: Base) -> Self {
+        Self { name, dir, base, over: RwLock::new(false), looking: Mutex::default() }
+    }
+
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &[u8] {
@@ -162,7 +168,10 @@ impl Tx {
     }
 
     fn look_into(&self, kv: &Kv, look: &mut Look) -> Result<()> {
+        let _steady = self.steady()?;
+        let looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
         let plan = self.plan(kv)?;
+        drop(looking);
         let put = |(path, source): (&[u8], &Source)| Put { path: path.to_vec(), kind: source.kind, size: source.size };
         look.puts = plan.puts().map(put).collect();
         look.deletes = plan.deletes().map(<[u8]>::to_vec).collect();
@@ -254,20 +263,20 @@ fn may_write(kv: &Kv) -> Result<()> {
     Err(KvError::Submit(refused).into())
 }
 
-/// Whether a plan fits one entry. Large values are not touched for that.
+/// Whether a plan fits one entry, by the sizes of what is staged: nothing of it is read.
 fn fits(kv: &Kv, plan: &Plan) -> Result<()> {
     // Each takes that much at least.
     let mut all = 0;
     let ops = plan.ops(|source| {
-        let size = source.size;
-        if size > limits::INLINE_VALUE as u64 {
-            return Ok(Value::Blob { hash: Hash([0; 32]), size });
+        if source.size > limits::INLINE_VALUE as u64 {
+            return Ok(Value::Blob { hash: Hash([0; 32]), size: source.size });
         }
-        all += usize::try_from(size).unwrap_or(usize::MAX);
+        let size = usize::try_from(source.size).unwrap_or(usize::MAX);
+        all += size;
         if all > limits::PAYLOAD {
             return Err(KvError::TooLarge { size: all, limit: limits::PAYLOAD }.into());
         }
-        value(kv, source)
+        Ok(if size == 0 { Value::Empty } else { Value::Bytes(vec![b'x'; size]) })
     })?;
     if !ops.is_empty() {
         kv.encoded(ops)?;
@@ -324,7 +333,7 @@ impl Txs {
         }
         match Base::read(&dir.join(BASE)) {
             Ok(base) => {
-                let tx = Tx { name: name.clone(), dir, base, over: RwLock::new(false) };
+                let tx = Tx::new(name.clone(), dir, base);
                 self.lock().insert((store, name), Arc::new(tx));
             }
             Err(error) => tracing::error!(target: "tx", path = %dir.display(), %error, "a transaction can't be read"),
@@ -411,7 +420,7 @@ impl Txs {
             std::io::ErrorKind::DirectoryNotEmpty => TxError::Exists(shown(name)),
             _ => TxError::io(&dir, error),
         })?;
-        let tx = Arc::new(Tx { name: name.to_vec(), dir, base, over: RwLock::new(false) });
+        let tx = Arc::new(Tx::new(name.to_vec(), dir, base));
         self.lock().insert((store, name.to_vec()), Arc::clone(&tx));
         Ok(tx)
     }

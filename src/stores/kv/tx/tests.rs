@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use nix::unistd::{Uid, setfsuid};
+
 use super::*;
 use crate::blobs::{BlobError, Payloads};
 use crate::clock::{Clock, Manual};
@@ -514,4 +516,54 @@ fn a_commit_counts_also_if_its_large_values_cannot_be_opened_afterwards() {
     write(&world.begin("t").join("large"), &"x".repeat(100_000));
     assert!(world.commit("t").unwrap().receipt.is_some());
     assert_eq!((world.open().len(), world.kept(), world.entries()), (0, 0, 1));
+}
+
+#[test]
+fn a_look_makes_no_blob_of_a_file_that_grows_meanwhile() {
+    let shelf = Arc::new(Shelf::default());
+    let world = World::of(Kv::new(log(0, Machine, clock()), Arc::clone(&shelf) as Arc<dyn Payloads>));
+    let file = world.begin("t").join("log");
+    write(&file, "small");
+    let plan = world.txs.get(&world.kv.log().store(), b"t").unwrap().plan(&world.kv).unwrap();
+    write(&file, &"x".repeat(100_000));
+    fits(&world.kv, &plan).unwrap();
+    assert!(shelf.list().unwrap().is_empty());
+}
+
+#[test]
+fn what_is_staged_is_not_looked_at_while_the_transaction_ends() {
+    let world = World::new();
+    write(&world.begin("t").join("a"), "x");
+    let tx = world.txs.get(&world.kv.log().store(), b"t").unwrap();
+    let ending = tx.ending().unwrap();
+    assert!(matches!(tx.look(&world.kv).why, Some(TxError::Busy)));
+    drop(ending);
+    assert!(tx.look(&world.kv).why.is_none());
+}
+
+#[test]
+fn two_who_look_at_once_leave_the_permissions_as_they_are() {
+    let looked = std::thread::spawn(|| {
+        // Root reads a directory whatever its permissions: this thread is not root, nor are its own.
+        setfsuid(Uid::from_raw(65_534));
+        let world = World::new();
+        let closed = world.begin("t").join("closed");
+        write(&closed.join("a"), "x");
+        fs::set_permissions(&closed, fs::Permissions::from_mode(0o300)).unwrap();
+        let tx = world.txs.get(&world.kv.log().store(), b"t").unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    setfsuid(Uid::from_raw(65_534));
+                    for _ in 0..100 {
+                        let look = tx.look(&world.kv);
+                        assert!(look.why.is_none(), "{:?}", look.why);
+                        assert_eq!(look.puts[0].path, b"closed");
+                    }
+                });
+            }
+        });
+        fs::metadata(&closed).unwrap().permissions().mode() & 0o7777
+    });
+    assert_eq!(looked.join().unwrap(), 0o300);
 }
