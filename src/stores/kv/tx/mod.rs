@@ -232,7 +232,11 @@ impl Tx {
 
     /// Whether the entry that it was to become is in the store: then the daemon ended right after it was made.
     fn was_committed(&self, kv: &Kv) -> Result<bool> {
-        let Ok(text) = fs::read_to_string(self.committing()) else { return Ok(false) };
+        let text = match fs::read_to_string(self.committing()) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(TxError::io(&self.committing(), error)),
+        };
         let Ok(payload) = text.parse::<Hash>() else { return Ok(false) };
         let log = kv.log();
         let view = kv.view()?;
@@ -324,17 +328,19 @@ impl Txs {
 
     fn take_up(&self, store: StoreId, dir: PathBuf) {
         let Some(name) = dir.file_name().map(|name| name.as_bytes().to_vec()) else { return };
-        // One that was being made or forgotten when the daemon ended.
-        if name.starts_with(PASSING.as_bytes()) || !dir.join(FILES).is_dir() {
-            if let Err(error) = staged::clear(&dir) {
-                tracing::warn!(target: "tx", path = %dir.display(), %error, "what is left of a transaction stays behind");
+        let whole = || match !name.starts_with(PASSING.as_bytes()) && fs::exists(dir.join(FILES))? {
+            true => Base::read(&dir.join(BASE)).map(Some),
+            false => Ok(None),
+        };
+        match whole() {
+            Ok(Some(base)) => {
+                self.lock().insert((store, name.clone()), Arc::new(Tx::new(name, dir, base)));
             }
-            return;
-        }
-        match Base::read(&dir.join(BASE)) {
-            Ok(base) => {
-                let tx = Tx::new(name.clone(), dir, base);
-                self.lock().insert((store, name), Arc::new(tx));
+            // One that was being made or removed when the daemon ended.
+            Ok(None) => {
+                if let Err(error) = staged::clear(&dir) {
+                    tracing::warn!(target: "tx", path = %dir.display(), %error, "what is left of a transaction stays behind");
+                }
             }
             Err(error) => tracing::error!(target: "tx", path = %dir.display(), %error, "a transaction can't be read"),
         }

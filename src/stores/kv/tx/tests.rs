@@ -567,3 +567,18 @@ fn two_who_look_at_once_leave_the_permissions_as_they_are() {
     });
     assert_eq!(looked.join().unwrap(), 0o300);
 }
+
+#[test]
+fn what_cannot_be_read_at_a_start_is_left_as_it_is() {
+    let world = World::new();
+    let kept = world.begin("t").parent().unwrap().to_owned();
+    fs::remove_dir(kept.join(FILES)).unwrap();
+    symlink(FILES, kept.join(FILES)).unwrap();
+    write(&world.begin("u").join("a"), "x");
+    let noted = world.txs.get(&world.kv.log().store(), b"u").unwrap();
+    fs::create_dir(noted.committing()).unwrap();
+    assert!(matches!(noted.was_committed(&world.kv), Err(TxError::Io { .. })), "an unreadable note is not none");
+    let world = world.restarted();
+    assert_eq!(world.open(), ["u"]);
+    assert!(kept.join(BASE).exists());
+}
