@@ -361,8 +361,8 @@ impl Txs {
         for tx in self.list(&kv.log().store()) {
             match tx.was_committed(kv) {
                 Ok(true) => {
-                    if let Ok(over) = tx.ending() {
-                        self.end(&kv.log().store(), &tx, over);
+                    if let Ok(mut over) = tx.ending() {
+                        self.end_committed(&kv.log().store(), &tx, &mut over);
                     }
                 }
                 Ok(false) => {}
@@ -450,30 +450,35 @@ impl Txs {
                 }
             }
         })?;
-        if let Some(receipt) = committed.receipt
-            && let Err(error) = kv.log().wait(receipt.staged)
-        {
+        let Some(receipt) = committed.receipt else {
+            self.end(&store, &tx, &mut over)?;
+            return Ok(committed);
+        };
+        if let Err(error) = kv.log().wait(receipt.staged) {
             // The entry may still get to the disk: the note tells the next start whether it did.
             self.forget(&store, &tx, &mut over);
             let said = format!("the entry is made, but not yet on the disk ({error}); {}", error.hint());
             return Err(TxError::io(&tx.dir, std::io::Error::other(said)));
         }
-        self.end(&store, &tx, over);
+        self.end_committed(&store, &tx, &mut over);
         Ok(committed)
     }
 
     /// Forgets a transaction and all that is staged in it; if `empty`, only if nothing is.
     ///
     /// # Errors
-    /// If there is none of this name, or if the disk fails.
+    /// If there is none of this name, or if the disk fails; it can be tried again then.
     pub fn drop(&self, store: &StoreId, name: &[u8], empty: bool) -> Result<()> {
         let tx = self.get(store, name)?;
-        let over = tx.ending()?;
+        let mut over = tx.ending()?;
         if empty {
-            fs::remove_dir(tx.files()).map_err(|error| TxError::io(&tx.files(), error))?;
+            match fs::remove_dir(tx.files()) {
+                // Tried before.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                removed => removed.map_err(|error| TxError::io(&tx.files(), error))?,
+            }
         }
-        self.end(store, &tx, over);
-        Ok(())
+        self.end(store, &tx, &mut over)
     }
 
     /// Removes all that is left of a store that was deleted.
@@ -491,17 +496,26 @@ impl Txs {
         self.lock().remove(&(*store, tx.name.clone()));
     }
 
-    /// A transaction is over. What can't be removed now is removed at the next start.
-    fn end(&self, store: &StoreId, tx: &Tx, mut over: RwLockWriteGuard<'_, bool>) {
-        self.forget(store, tx, &mut over);
-        let removed = || {
-            let passing = tempfile::Builder::new().prefix(PASSING).tempdir_in(self.of_store(store))?.keep();
-            // Onto an empty directory: from here on a crash leaves nothing that would be shown again.
-            fs::rename(&tx.dir, &passing)?;
-            staged::clear(&passing)
-        };
-        if let Err(error) = removed() {
+    /// Ends a transaction and removes it from the disk.
+    ///
+    /// # Errors
+    /// If its directory can't be renamed; it goes on then.
+    fn end(&self, store: &StoreId, tx: &Tx, over: &mut bool) -> Result<()> {
+        let passing = self.of_store(store).join(format!("{PASSING}{:016x}", rand::random::<u64>()));
+        fs::rename(&tx.dir, &passing).map_err(|error| TxError::io(&tx.dir, error))?;
+        // From here on a crash leaves nothing that would be shown again.
+        self.forget(store, tx, over);
+        if let Err(error) = staged::clear(&passing) {
             tracing::warn!(target: "tx", tx = %shown(&tx.name), %error, "what is left of it stays behind");
+        }
+        Ok(())
+    }
+
+    /// The same for one whose entry is there, which is over in any case: if it can't be removed, its note tells the next start.
+    fn end_committed(&self, store: &StoreId, tx: &Tx, over: &mut bool) {
+        if let Err(error) = self.end(store, tx, over) {
+            self.forget(store, tx, over);
+            tracing::warn!(target: "tx", tx = %shown(&tx.name), %error, "a committed transaction stays behind");
         }
     }
 }

@@ -582,3 +582,17 @@ fn what_cannot_be_read_at_a_start_is_left_as_it_is() {
     assert_eq!(world.open(), ["u"]);
     assert!(kept.join(BASE).exists());
 }
+
+#[test]
+fn one_that_cannot_be_removed_stays_open_and_the_caller_hears_of_it() {
+    let world = World::new();
+    let store = world.kv.log().store();
+    let files = world.begin("t");
+    let (dir, elsewhere) = (files.parent().unwrap(), world.dir.path().join("elsewhere"));
+    fs::rename(dir, &elsewhere).unwrap();
+    assert!(matches!(world.txs.drop(&store, b"t", false), Err(TxError::Io { .. })));
+    assert_eq!(world.open(), ["t"]);
+    fs::rename(&elsewhere, dir).unwrap();
+    world.txs.drop(&store, b"t", true).unwrap();
+    assert_eq!((world.open().len(), world.kept()), (0, 0));
+}
