@@ -77,6 +77,11 @@ pub(crate) fn clock() -> Arc<Manual> {
 
 /// Node `n`'s log of a store that all test logs share.
 pub(crate) fn log(n: u8, machine: impl StateMachine, clock: Arc<dyn Clock>) -> Arc<Log> {
+    log_in(memory(), n, machine, clock)
+}
+
+/// The same in this database.
+pub(crate) fn log_in(database: Database, n: u8, machine: impl StateMachine, clock: Arc<dyn Clock>) -> Arc<Log> {
     let parts = Parts {
         store: StoreId([9; 32]),
         key: key(n),
@@ -85,5 +90,5 @@ pub(crate) fn log(n: u8, machine: impl StateMachine, clock: Arc<dyn Clock>) -> A
         membership: writers(),
         events: events(),
     };
-    Arc::new(Log::with(memory(), parts).unwrap())
+    Arc::new(Log::with(database, parts).unwrap())
 }

@@ -341,7 +341,7 @@ impl Kv {
     pub fn submit(&self, ops: Vec<Op>, origin: Origin) -> Result<Receipt> {
         let blobs: Vec<Hash> = ops.iter().filter_map(blob).collect();
         let receipt = self.log.submit(&self.encoded(ops)?, origin).map_err(refused)?;
-        self.arrived(&blobs)?;
+        self.arrived(&blobs);
         Ok(receipt)
     }
 
@@ -356,7 +356,7 @@ impl Kv {
     ) -> Result<Option<Receipt>> {
         let receipt = self.log.submit_if(payload, origin, holds).map_err(refused)?;
         if receipt.is_some() {
-            self.arrived(blobs)?;
+            self.arrived(blobs);
         }
         Ok(receipt)
     }
@@ -372,14 +372,17 @@ impl Kv {
         Ok(bytes)
     }
 
-    /// Notes of blobs that were named which are here.
-    fn arrived(&self, blobs: &[Hash]) -> Result<()> {
+    /// Notes of blobs that were named which are here. The entry is made, so this can't fail it.
+    fn arrived(&self, blobs: &[Hash]) {
+        let note = |hash| match self.payloads.open(hash).map_err(KvError::Blob)? {
+            Some(_) => Ok(self.log.arrived(hash)?),
+            None => Ok(()),
+        };
         for hash in blobs {
-            if self.payloads.open(hash).map_err(KvError::Blob)?.is_some() {
-                self.log.arrived(hash)?;
+            if let Err::<(), KvError>(error) = note(hash) {
+                tracing::error!(target: "store", blob = %hash.short(), %error, "it is not noted that a large value is here");
             }
         }
-        Ok(())
     }
 
     /// Waits until what was submitted is durable.

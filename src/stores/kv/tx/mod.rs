@@ -12,6 +12,7 @@
 //! not committed unless that is forced; then both are heads.
 
 mod base;
+mod error;
 mod plan;
 mod staged;
 #[cfg(test)]
@@ -31,6 +32,8 @@ use crate::ids::{Hash, StoreId};
 use crate::replication::limits;
 use crate::replication::log::{Origin, Receipt, SubmitError};
 use base::Base;
+pub use error::TxError;
+use error::{Result, shown};
 use plan::Plan;
 use staged::{Source, os};
 
@@ -45,100 +48,6 @@ const PASSING: &str = ".passing-";
 
 /// Entries of this node's chain read at once.
 const PAGE: usize = 1_000;
-
-/// Why nothing became of a call on a transaction.
-#[derive(Debug, thiserror::Error)]
-pub enum TxError {
-    /// There is one of this name.
-    #[error("there is a transaction '{0}' already")]
-    Exists(String),
-    /// There is none of this name.
-    #[error("there is no transaction '{0}'")]
-    Missing(String),
-    /// None can have this name.
-    #[error("no transaction can be called '{0}': {1}")]
-    Name(String, &'static str),
-    /// It is being committed or dropped right now.
-    #[error("the transaction is being committed")]
-    Busy,
-    /// It is not there any more.
-    #[error("the transaction was committed or dropped")]
-    Over,
-    /// Keys that it touches were changed after it began.
-    #[error("{} changed after the transaction '{tx}' began: {}", keys_are(.keys.len()), listed(.keys))]
-    Moved {
-        /// Its name.
-        tx: String,
-        /// The keys.
-        keys: Vec<Vec<u8>>,
-    },
-    /// What is staged makes no sense.
-    #[error("{0}")]
-    Staged(String),
-    /// The store.
-    #[error(transparent)]
-    Kv(#[from] KvError),
-    /// The disk that holds what is staged.
-    #[error("{path}: {source}")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-}
-
-impl TxError {
-    fn io(path: &Path, source: std::io::Error) -> Self {
-        Self::Io { path: path.to_owned(), source }
-    }
-
-    /// What to do about it in the store of this name, for a person.
-    #[must_use]
-    pub fn hint(&self, store: &str) -> Option<String> {
-        let store = if store == "home" { String::new() } else { format!(" --store {store}") };
-        match self {
-            Self::Moved { tx, .. } => Some(format!(
-                "`lattice tx commit {tx} --force{store}` commits it all the same, and these keys then have both versions as \
-                 heads; or take over by hand what changed, into a new transaction"
-            )),
-            Self::Kv(KvError::TooLarge { .. }) => Some(
-                "commit it in parts: begin another transaction and move some of the files there. The paths and the values up to \
-                 16 KiB count; a larger value takes little"
-                    .into(),
-            ),
-            Self::Exists(_) => Some("choose another name; `lattice tx` lists them".into()),
-            Self::Missing(_) | Self::Over => {
-                Some(format!("`lattice tx` lists them, `lattice tx begin NAME{store}` begins one"))
-            }
-            Self::Busy => Some("try again in a moment".into()),
-            Self::Name(..) | Self::Staged(_) | Self::Kv(_) | Self::Io { .. } => None,
-        }
-    }
-}
-
-/// How many paths a message names.
-const NAMED: usize = 8;
-
-fn keys_are(count: usize) -> String {
-    if count == 1 { "a key".into() } else { format!("{count} keys") }
-}
-
-fn listed(keys: &[Vec<u8>]) -> String {
-    let mut text: Vec<_> = keys.iter().take(NAMED).map(|key| format!("'{}'", shown(key))).collect();
-    if keys.len() > NAMED {
-        text.push(format!("and {} more", keys.len() - NAMED));
-    }
-    text.join(", ")
-}
-
-/// A path for people.
-fn shown(path: &[u8]) -> String {
-    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
-    String::from_utf8_lossy(path).chars().map(escaped).collect()
-}
-
-type Result<T> = std::result::Result<T, TxError>;
 
 fn refused(name: &[u8]) -> Option<&'static str> {
     match name {
@@ -192,14 +101,20 @@ pub struct Tx {
     name: Vec<u8>,
     dir: PathBuf,
     base: Base,
-    /// Whether it is over. Held for reading while staged files change, for writing while it ends.
+    /// Whether it is over. Held for reading while staged files change or are looked at, for writing while it ends.
     over: RwLock<bool>,
+    /// Held by who looks: reading what its owner may not read changes permissions for that long.
+    looking: Mutex<()>,
 }
 
 /// While it is held, a transaction does not end, and what is staged may be changed.
 pub type Steady<'a> = RwLockReadGuard<'a, bool>;
 
 impl Tx {
+    fn new(name: Vec<u8>, dir: PathBuf, base: Base) -> Self {
+        Self { name, dir, base, over: RwLock::new(false), looking: Mutex::default() }
+    }
+
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &[u8] {
@@ -253,7 +168,10 @@ impl Tx {
     }
 
     fn look_into(&self, kv: &Kv, look: &mut Look) -> Result<()> {
+        let _steady = self.steady()?;
+        let looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
         let plan = self.plan(kv)?;
+        drop(looking);
         let put = |(path, source): (&[u8], &Source)| Put { path: path.to_vec(), kind: source.kind, size: source.size };
         look.puts = plan.puts().map(put).collect();
         look.deletes = plan.deletes().map(<[u8]>::to_vec).collect();
@@ -265,7 +183,8 @@ impl Tx {
         fits(kv, &plan)
     }
 
-    fn commit(&self, kv: &Kv, force: bool, origin: Origin) -> Result<Committed> {
+    /// Makes the entry. It is not waited until that is durable.
+    fn submit(&self, kv: &Kv, force: bool, origin: Origin) -> Result<Committed> {
         let plan = self.plan(kv)?;
         let moved = plan.moved(&kv.view()?).map_err(KvError::from)?;
         if !force && !moved.is_empty() {
@@ -286,10 +205,7 @@ impl Tx {
             self.forget_note();
         }
         match submitted? {
-            Some(receipt) => {
-                kv.wait(receipt.staged)?;
-                Ok(Committed { receipt: Some(receipt), put, deleted })
-            }
+            Some(receipt) => Ok(Committed { receipt: Some(receipt), put, deleted }),
             None => Err(self.moved(plan.moved(&kv.view()?).map_err(KvError::from)?)),
         }
     }
@@ -316,7 +232,11 @@ impl Tx {
 
     /// Whether the entry that it was to become is in the store: then the daemon ended right after it was made.
     fn was_committed(&self, kv: &Kv) -> Result<bool> {
-        let Ok(text) = fs::read_to_string(self.committing()) else { return Ok(false) };
+        let text = match fs::read_to_string(self.committing()) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(TxError::io(&self.committing(), error)),
+        };
         let Ok(payload) = text.parse::<Hash>() else { return Ok(false) };
         let log = kv.log();
         let view = kv.view()?;
@@ -347,20 +267,20 @@ fn may_write(kv: &Kv) -> Result<()> {
     Err(KvError::Submit(refused).into())
 }
 
-/// Whether a plan fits one entry. Large values are not touched for that.
+/// Whether a plan fits one entry, by the sizes of what is staged: nothing of it is read.
 fn fits(kv: &Kv, plan: &Plan) -> Result<()> {
     // Each takes that much at least.
     let mut all = 0;
     let ops = plan.ops(|source| {
-        let size = source.size;
-        if size > limits::INLINE_VALUE as u64 {
-            return Ok(Value::Blob { hash: Hash([0; 32]), size });
+        if source.size > limits::INLINE_VALUE as u64 {
+            return Ok(Value::Blob { hash: Hash([0; 32]), size: source.size });
         }
-        all += usize::try_from(size).unwrap_or(usize::MAX);
+        let size = usize::try_from(source.size).unwrap_or(usize::MAX);
+        all += size;
         if all > limits::PAYLOAD {
             return Err(KvError::TooLarge { size: all, limit: limits::PAYLOAD }.into());
         }
-        value(kv, source)
+        Ok(if size == 0 { Value::Empty } else { Value::Bytes(vec![b'x'; size]) })
     })?;
     if !ops.is_empty() {
         kv.encoded(ops)?;
@@ -408,17 +328,19 @@ impl Txs {
 
     fn take_up(&self, store: StoreId, dir: PathBuf) {
         let Some(name) = dir.file_name().map(|name| name.as_bytes().to_vec()) else { return };
-        // One that was being made or forgotten when the daemon ended.
-        if name.starts_with(PASSING.as_bytes()) || !dir.join(FILES).is_dir() {
-            if let Err(error) = staged::clear(&dir) {
-                tracing::warn!(target: "tx", path = %dir.display(), %error, "what is left of a transaction stays behind");
+        let whole = || match !name.starts_with(PASSING.as_bytes()) && fs::exists(dir.join(FILES))? {
+            true => Base::read(&dir.join(BASE)).map(Some),
+            false => Ok(None),
+        };
+        match whole() {
+            Ok(Some(base)) => {
+                self.lock().insert((store, name.clone()), Arc::new(Tx::new(name, dir, base)));
             }
-            return;
-        }
-        match Base::read(&dir.join(BASE)) {
-            Ok(base) => {
-                let tx = Tx { name: name.clone(), dir, base, over: RwLock::new(false) };
-                self.lock().insert((store, name), Arc::new(tx));
+            // One that was being made or removed when the daemon ended.
+            Ok(None) => {
+                if let Err(error) = staged::clear(&dir) {
+                    tracing::warn!(target: "tx", path = %dir.display(), %error, "what is left of a transaction stays behind");
+                }
             }
             Err(error) => tracing::error!(target: "tx", path = %dir.display(), %error, "a transaction can't be read"),
         }
@@ -439,8 +361,8 @@ impl Txs {
         for tx in self.list(&kv.log().store()) {
             match tx.was_committed(kv) {
                 Ok(true) => {
-                    if let Ok(over) = tx.ending() {
-                        self.end(&kv.log().store(), &tx, over);
+                    if let Ok(mut over) = tx.ending() {
+                        self.end_committed(&kv.log().store(), &tx, &mut over);
                     }
                 }
                 Ok(false) => {}
@@ -482,6 +404,8 @@ impl Txs {
             return Err(TxError::Exists(shown(name)));
         }
         let past = kv.log().present(&kv.view()?).map_err(KvError::from)?;
+        // What the base counts survives a crash, as the base does: else another entry could get the number of one that is lost.
+        kv.log().database().flush().map_err(KvError::from)?;
         let base = Base { begun: kv.log().now(), past: Arc::new(past) };
         let above = self.of_store(&store);
         let dir = above.join(os(name));
@@ -502,7 +426,7 @@ impl Txs {
             std::io::ErrorKind::DirectoryNotEmpty => TxError::Exists(shown(name)),
             _ => TxError::io(&dir, error),
         })?;
-        let tx = Arc::new(Tx { name: name.to_vec(), dir, base, over: RwLock::new(false) });
+        let tx = Arc::new(Tx::new(name.to_vec(), dir, base));
         self.lock().insert((store, name.to_vec()), Arc::clone(&tx));
         Ok(tx)
     }
@@ -512,12 +436,13 @@ impl Txs {
     ///
     /// # Errors
     /// [`TxError::Moved`] if they were; if what is staged makes no sense or does not fit an entry, or if the store takes no
-    /// writes. Nothing is changed then, and all that is staged stays.
+    /// writes. Nothing is changed then, and all that is staged stays. But if the disk fails or is full once the entry is made, the
+    /// error says so, and the transaction is over.
     pub fn commit(&self, kv: &Kv, name: &[u8], force: bool, origin: Origin) -> Result<Committed> {
         let store = kv.log().store();
         let tx = self.get(&store, name)?;
-        let over = tx.ending()?;
-        let committed = tx.commit(kv, force, origin).inspect_err(|error| {
+        let mut over = tx.ending()?;
+        let committed = tx.submit(kv, force, origin).inspect_err(|error| {
             tracing::warn!(target: "tx", tx = %shown(name), %error, "not committed; what is staged stays");
             if let TxError::Moved { keys, .. } = error {
                 for key in keys {
@@ -525,22 +450,35 @@ impl Txs {
                 }
             }
         })?;
-        self.end(&store, &tx, over);
+        let Some(receipt) = committed.receipt else {
+            self.end(&store, &tx, &mut over)?;
+            return Ok(committed);
+        };
+        if let Err(error) = kv.log().wait(receipt.staged) {
+            // The entry may still get to the disk: the note tells the next start whether it did.
+            self.forget(&store, &tx, &mut over);
+            let said = format!("the entry is made, but not yet on the disk ({error}); {}", error.hint());
+            return Err(TxError::io(&tx.dir, std::io::Error::other(said)));
+        }
+        self.end_committed(&store, &tx, &mut over);
         Ok(committed)
     }
 
     /// Forgets a transaction and all that is staged in it; if `empty`, only if nothing is.
     ///
     /// # Errors
-    /// If there is none of this name, or if the disk fails.
+    /// If there is none of this name, or if the disk fails; it can be tried again then.
     pub fn drop(&self, store: &StoreId, name: &[u8], empty: bool) -> Result<()> {
         let tx = self.get(store, name)?;
-        let over = tx.ending()?;
+        let mut over = tx.ending()?;
         if empty {
-            fs::remove_dir(tx.files()).map_err(|error| TxError::io(&tx.files(), error))?;
+            match fs::remove_dir(tx.files()) {
+                // Tried before.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                removed => removed.map_err(|error| TxError::io(&tx.files(), error))?,
+            }
         }
-        self.end(store, &tx, over);
-        Ok(())
+        self.end(store, &tx, &mut over)
     }
 
     /// Removes all that is left of a store that was deleted.
@@ -552,18 +490,32 @@ impl Txs {
         staged::clear(&self.of_store(store))
     }
 
-    /// A transaction is over. What can't be removed now is removed at the next start.
-    fn end(&self, store: &StoreId, tx: &Tx, mut over: RwLockWriteGuard<'_, bool>) {
+    /// A transaction is over: nobody finds it any more.
+    fn forget(&self, store: &StoreId, tx: &Tx, over: &mut bool) {
         *over = true;
         self.lock().remove(&(*store, tx.name.clone()));
-        let removed = || {
-            let passing = tempfile::Builder::new().prefix(PASSING).tempdir_in(self.of_store(store))?.keep();
-            // Onto an empty directory: from here on a crash leaves nothing that would be shown again.
-            fs::rename(&tx.dir, &passing)?;
-            staged::clear(&passing)
-        };
-        if let Err(error) = removed() {
+    }
+
+    /// Ends a transaction and removes it from the disk.
+    ///
+    /// # Errors
+    /// If its directory can't be renamed; it goes on then.
+    fn end(&self, store: &StoreId, tx: &Tx, over: &mut bool) -> Result<()> {
+        let passing = self.of_store(store).join(format!("{PASSING}{:016x}", rand::random::<u64>()));
+        fs::rename(&tx.dir, &passing).map_err(|error| TxError::io(&tx.dir, error))?;
+        // From here on a crash leaves nothing that would be shown again.
+        self.forget(store, tx, over);
+        if let Err(error) = staged::clear(&passing) {
             tracing::warn!(target: "tx", tx = %shown(&tx.name), %error, "what is left of it stays behind");
+        }
+        Ok(())
+    }
+
+    /// The same for one whose entry is there, which is over in any case: if it can't be removed, its note tells the next start.
+    fn end_committed(&self, store: &StoreId, tx: &Tx, over: &mut bool) {
+        if let Err(error) = self.end(store, tx, over) {
+            self.forget(store, tx, over);
+            tracing::warn!(target: "tx", tx = %shown(&tx.name), %error, "a committed transaction stays behind");
         }
     }
 }

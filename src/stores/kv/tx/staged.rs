@@ -106,7 +106,14 @@ fn item(file: PathBuf, name: &[u8], meta: &Metadata, above: &[u8], found: &mut V
     let (kind, size) = match meta.file_type() {
         kind if kind.is_dir() => (Kind::Directory, 0),
         kind if kind.is_symlink() => (Kind::Symlink, meta.len()),
-        _ => (Kind::File, meta.len()),
+        kind if kind.is_file() => (Kind::File, meta.len()),
+        // Opening a pipe waits for another who opens it.
+        _ => {
+            let path = super::shown(&path);
+            return Err(TxError::Staged(format!(
+                "'{path}' is no file, directory or link: no key can be that; remove it"
+            )));
+        }
     };
     let mode = if kind == Kind::Symlink { 0o777 } else { meta.mode() & 0o7777 };
     let mtime = meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec());
@@ -224,5 +231,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(".delete"), "").unwrap();
         assert!(matches!(read(dir.path()), Err(TxError::Staged(_))));
+    }
+    #[test]
+    fn what_is_no_file_nor_directory_nor_link_is_refused_and_not_opened() {
+        for make in [(|at: &Path| nix::unistd::mkfifo(at, nix::sys::stat::Mode::S_IRWXU).unwrap()) as fn(&Path), |at| {
+            drop(std::os::unix::net::UnixListener::bind(at).unwrap())
+        }] {
+            let dir = tempfile::tempdir().unwrap();
+            make(&dir.path().join("x"));
+            match read(dir.path()) {
+                Err(TxError::Staged(why)) => assert!(why.contains("'x'") && why.contains("remove it"), "{why}"),
+                other => panic!("{other:?}"),
+            }
+        }
     }
 }

@@ -2,16 +2,90 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nix::unistd::{Uid, setfsuid};
 
 use super::*;
+use crate::blobs::{BlobError, Payloads};
 use crate::clock::{Clock, Manual};
+use crate::replication::database::Database;
 use crate::replication::log::Verdict;
 use crate::stores::kv::{HeadId, Heads, Machine, Node, Op, Opened};
 use crate::stores::merge::Merge;
-use crate::stores::testing::{Shelf, clock, log};
+use crate::stores::testing::{Shelf, clock, log, log_in};
 
 fn kv(n: u8, clock: &Arc<Manual>) -> Kv {
     Kv::new(log(n, Machine, Arc::clone(clock) as Arc<dyn Clock>), Arc::new(Shelf::default()))
+}
+
+/// The disk of a store, shared by its clones, which can be full.
+#[derive(Debug, Clone, Default)]
+struct Disk {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    full: Arc<AtomicBool>,
+}
+
+impl Disk {
+    fn change(&self, change: impl FnOnce(&mut Vec<u8>)) -> std::io::Result<()> {
+        if self.full.load(Ordering::SeqCst) {
+            return Err(std::io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        change(&mut self.bytes.lock().unwrap());
+        Ok(())
+    }
+}
+
+impl redb::StorageBackend for Disk {
+    fn len(&self) -> std::io::Result<u64> {
+        Ok(self.bytes.lock().unwrap().len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+        let start = usize::try_from(offset).unwrap();
+        out.copy_from_slice(&self.bytes.lock().unwrap()[start..start + out.len()]);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> std::io::Result<()> {
+        self.change(|bytes| bytes.resize(usize::try_from(len).unwrap(), 0))
+    }
+
+    fn sync_data(&self) -> std::io::Result<()> {
+        self.change(|_| {})
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        let start = usize::try_from(offset).unwrap();
+        self.change(|bytes| bytes[start..start + data.len()].copy_from_slice(data))
+    }
+}
+
+/// Keeps blobs and gives none back.
+#[derive(Default)]
+struct Broken(Shelf);
+
+impl Payloads for Broken {
+    fn add_bytes(&self, bytes: &[u8]) -> std::result::Result<(Hash, u64), BlobError> {
+        self.0.add_bytes(bytes)
+    }
+
+    fn add_file(&self, path: &Path) -> std::result::Result<(Hash, u64), BlobError> {
+        self.0.add_file(path)
+    }
+
+    fn open(&self, _hash: &Hash) -> std::result::Result<Option<File>, BlobError> {
+        Err(BlobError::Full)
+    }
+
+    fn list(&self) -> std::result::Result<Vec<Hash>, BlobError> {
+        self.0.list()
+    }
+
+    fn fetch(&self, _hash: &Hash, _size: u64, _waited: Duration) -> std::result::Result<File, BlobError> {
+        Err(BlobError::Full)
+    }
 }
 
 /// A store, its transactions, and where they are.
@@ -23,8 +97,12 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        Self::of(kv(0, &clock()))
+    }
+
+    fn of(kv: Kv) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        Self { kv: kv(0, &clock()), txs: Txs::open(dir.path().join("tx")), dir }
+        Self { kv, txs: Txs::open(dir.path().join("tx")), dir }
     }
 
     fn begin(&self, name: &str) -> PathBuf {
@@ -79,6 +157,16 @@ impl World {
         })
     }
 
+    fn open(&self) -> Vec<String> {
+        let open = self.txs.list(&self.kv.log().store());
+        open.iter().map(|tx| String::from_utf8(tx.name().to_vec()).unwrap()).collect()
+    }
+
+    /// What there is of transactions on the disk.
+    fn kept(&self) -> usize {
+        fs::read_dir(self.txs.of_store(&self.kv.log().store())).unwrap().count()
+    }
+
     fn entries(&self) -> u64 {
         self.kv.log().fingerprint(&self.kv.view().unwrap()).unwrap().count
     }
@@ -96,6 +184,18 @@ impl World {
 fn write(at: &Path, text: &str) {
     fs::create_dir_all(at.parent().unwrap()).unwrap();
     fs::write(at, text).unwrap();
+}
+
+#[test]
+fn what_a_transaction_builds_upon_is_on_the_disk_before_it_begins() {
+    let world = World::new();
+    world.put("a", "old");
+    let log = world.kv.log();
+    let on_disk = || log.present(&log.database().durable().unwrap()).unwrap();
+    assert!(on_disk().iter().next().is_none());
+    world.begin("t");
+    assert_eq!(*world.txs.get(&log.store(), b"t").unwrap().base.past, on_disk());
+    assert_eq!(on_disk().iter().next(), Some((&log.me(), 0)));
 }
 
 #[test]
@@ -384,4 +484,115 @@ fn a_transaction_has_a_name_of_its_own_and_ends_once() {
     begin("t").unwrap();
     assert_eq!(world.commit("t").unwrap().receipt, None, "nothing is staged");
     assert_eq!(world.entries(), 0);
+}
+
+#[test]
+fn a_commit_whose_entry_is_made_while_the_disk_is_full_is_over_and_a_start_that_finds_the_entry_removes_it() {
+    let disk = Disk::default();
+    let again = disk.clone();
+    let log = log_in(Database::over(move || again.clone()).unwrap(), 0, Machine, clock());
+    let world = World::of(Kv::new(log, Arc::new(Shelf::default())));
+    let files = world.begin("t");
+    write(&files.join("a"), "mine");
+    disk.full.store(true, Ordering::SeqCst);
+    let error = world.commit("t").unwrap_err().to_string();
+    assert!(error.contains("the entry is made") && error.contains("not yet on the disk"), "{error}");
+    assert!(error.contains("no space left"), "{error}");
+    assert!(world.open().is_empty(), "nothing can be staged in it any more");
+    assert!(matches!(world.commit("t"), Err(TxError::Missing(_))));
+    assert!(files.join("a").exists(), "if the entry is lost, it is open again at the next start");
+    disk.full.store(false, Ordering::SeqCst);
+    let database = world.kv.log().database();
+    // What failed is opened anew by the first try.
+    database.close().or_else(|_full| database.close()).unwrap();
+    assert_eq!(world.get("a").unwrap(), "mine");
+    let world = world.restarted();
+    assert_eq!((world.open().len(), world.kept(), world.entries()), (0, 0, 1));
+}
+
+#[test]
+fn a_commit_counts_also_if_its_large_values_cannot_be_opened_afterwards() {
+    let world = World::of(Kv::new(log(0, Machine, clock()), Arc::new(Broken::default())));
+    write(&world.begin("t").join("large"), &"x".repeat(100_000));
+    assert!(world.commit("t").unwrap().receipt.is_some());
+    assert_eq!((world.open().len(), world.kept(), world.entries()), (0, 0, 1));
+}
+
+#[test]
+fn a_look_makes_no_blob_of_a_file_that_grows_meanwhile() {
+    let shelf = Arc::new(Shelf::default());
+    let world = World::of(Kv::new(log(0, Machine, clock()), Arc::clone(&shelf) as Arc<dyn Payloads>));
+    let file = world.begin("t").join("log");
+    write(&file, "small");
+    let plan = world.txs.get(&world.kv.log().store(), b"t").unwrap().plan(&world.kv).unwrap();
+    write(&file, &"x".repeat(100_000));
+    fits(&world.kv, &plan).unwrap();
+    assert!(shelf.list().unwrap().is_empty());
+}
+
+#[test]
+fn what_is_staged_is_not_looked_at_while_the_transaction_ends() {
+    let world = World::new();
+    write(&world.begin("t").join("a"), "x");
+    let tx = world.txs.get(&world.kv.log().store(), b"t").unwrap();
+    let ending = tx.ending().unwrap();
+    assert!(matches!(tx.look(&world.kv).why, Some(TxError::Busy)));
+    drop(ending);
+    assert!(tx.look(&world.kv).why.is_none());
+}
+
+#[test]
+fn two_who_look_at_once_leave_the_permissions_as_they_are() {
+    let looked = std::thread::spawn(|| {
+        // Root reads a directory whatever its permissions: this thread is not root, nor are its own.
+        setfsuid(Uid::from_raw(65_534));
+        let world = World::new();
+        let closed = world.begin("t").join("closed");
+        write(&closed.join("a"), "x");
+        fs::set_permissions(&closed, fs::Permissions::from_mode(0o300)).unwrap();
+        let tx = world.txs.get(&world.kv.log().store(), b"t").unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    setfsuid(Uid::from_raw(65_534));
+                    for _ in 0..100 {
+                        let look = tx.look(&world.kv);
+                        assert!(look.why.is_none(), "{:?}", look.why);
+                        assert_eq!(look.puts[0].path, b"closed");
+                    }
+                });
+            }
+        });
+        fs::metadata(&closed).unwrap().permissions().mode() & 0o7777
+    });
+    assert_eq!(looked.join().unwrap(), 0o300);
+}
+
+#[test]
+fn what_cannot_be_read_at_a_start_is_left_as_it_is() {
+    let world = World::new();
+    let kept = world.begin("t").parent().unwrap().to_owned();
+    fs::remove_dir(kept.join(FILES)).unwrap();
+    symlink(FILES, kept.join(FILES)).unwrap();
+    write(&world.begin("u").join("a"), "x");
+    let noted = world.txs.get(&world.kv.log().store(), b"u").unwrap();
+    fs::create_dir(noted.committing()).unwrap();
+    assert!(matches!(noted.was_committed(&world.kv), Err(TxError::Io { .. })), "an unreadable note is not none");
+    let world = world.restarted();
+    assert_eq!(world.open(), ["u"]);
+    assert!(kept.join(BASE).exists());
+}
+
+#[test]
+fn one_that_cannot_be_removed_stays_open_and_the_caller_hears_of_it() {
+    let world = World::new();
+    let store = world.kv.log().store();
+    let files = world.begin("t");
+    let (dir, elsewhere) = (files.parent().unwrap(), world.dir.path().join("elsewhere"));
+    fs::rename(dir, &elsewhere).unwrap();
+    assert!(matches!(world.txs.drop(&store, b"t", false), Err(TxError::Io { .. })));
+    assert_eq!(world.open(), ["t"]);
+    fs::rename(&elsewhere, dir).unwrap();
+    world.txs.drop(&store, b"t", true).unwrap();
+    assert_eq!((world.open().len(), world.kept()), (0, 0));
 }
