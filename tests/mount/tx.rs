@@ -11,7 +11,11 @@ use lattice::clock;
 use lattice::replication::log::Origin;
 use lattice::replication::membership::Role;
 use lattice::stores::Merge;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::stat::Mode;
+use nix::unistd::UnlinkatFlags;
 
 use crate::world::{World, eventually};
 
@@ -307,6 +311,51 @@ fn a_node_that_may_only_read_begins_no_transaction() {
     sources.drafts = world.dir.path().join("drafts-of-the-reader");
     let mounted = lattice::fs::mount(&at, sources, lattice::fs::Options::default()).unwrap();
     assert_eq!(number(fs::create_dir(at.join("stores/home/.tx/t"))), libc::EROFS);
+    mounted.unmount().unwrap();
+}
+
+#[test]
+fn a_link_that_took_the_place_of_what_a_program_has_open_leads_nowhere() {
+    let world = World::new();
+    let other = world.dir.path().join("other");
+    fs::create_dir(&other).unwrap();
+    let mut sources = world.sources();
+    sources.drafts = world.dir.path().join("drafts-of-the-other");
+    let mounted = lattice::fs::mount(&other, sources, lattice::fs::Options::default()).unwrap();
+    let there = other.join("stores/home/.tx/t");
+    let outside = world.dir.path().join("outside");
+    let inner = outside.join("in");
+    fs::create_dir_all(&inner).unwrap();
+    fs::write(inner.join("x"), "mine").unwrap();
+    fs::set_permissions(inner.join("x"), fs::Permissions::from_mode(0o600)).unwrap();
+    world.sh("mkdir -p ../.tx/t/d/in; echo staged > ../.tx/t/f; echo staged > ../.tx/t/d/in/g");
+    let directory = File::open(tx(&world, "t/d/in")).unwrap();
+    let file = OpenOptions::new().write(true).open(tx(&world, "t/f")).unwrap();
+    fs::rename(there.join("d"), there.join("e")).unwrap();
+    fs::remove_file(there.join("f")).unwrap();
+    std::os::unix::fs::symlink(&outside, there.join("d")).unwrap();
+    std::os::unix::fs::symlink(inner.join("x"), there.join("f")).unwrap();
+    let mode = Mode::from_bits_truncate(0o777);
+    let made = nix::fcntl::openat(&directory, "made", OFlag::O_CREAT | OFlag::O_WRONLY, mode);
+    assert_eq!(made.unwrap_err(), Errno::ESTALE);
+    assert!(nix::fcntl::openat(&directory, "x", OFlag::O_RDWR, mode).is_err());
+    assert!(nix::sys::stat::mkdirat(&directory, "directory", mode).is_err());
+    assert!(nix::unistd::symlinkat("to", &directory, "link").is_err());
+    assert!(nix::unistd::unlinkat(&directory, "x", UnlinkatFlags::NoRemoveDir).is_err());
+    let none = nix::fcntl::RenameFlags::empty();
+    assert!(nix::fcntl::renameat2(&directory, "x", &directory, "y", none).is_err());
+    file.set_permissions(fs::Permissions::from_mode(0o644)).ok();
+    file.set_len(0).ok();
+    file.set_modified(std::time::UNIX_EPOCH).ok();
+    let meta = fs::metadata(inner.join("x")).unwrap();
+    assert_eq!(meta.mode() & 0o7777, 0o600, "the link is not followed");
+    assert_ne!(meta.mtime(), 0);
+    assert_eq!(fs::read_to_string(inner.join("x")).unwrap(), "mine");
+    assert_eq!(fs::read_dir(&inner).unwrap().count(), 1, "nothing is made nor removed where the link leads");
+    assert_eq!(
+        world.sh("cat ../.tx/t/e/in/g; readlink ../.tx/t/d; rm ../.tx/t/d ../.tx/t/f; ls ../.tx/t"),
+        format!("staged\n{}\ne\n", outside.display())
+    );
     mounted.unmount().unwrap();
 }
 
