@@ -98,14 +98,19 @@ fn why(look: &Look, store: &str) -> String {
 }
 
 impl Tree {
-    /// Where the path `path` in a store's `.tx` is on the disk.
-    fn staged_at(&self, store: &StoreId, path: &[u8]) -> Answer<Staged> {
+    /// Where the path `path` in a store's `.tx` is on the disk. `ino` is it, or is above it.
+    fn staged_at(&self, store: &StoreId, ino: Option<u64>, path: &[u8]) -> Answer<Staged> {
         let registry = self.registry().ok_or(errno::CLOSED)?;
         let (name, rest) = match path.iter().position(|byte| *byte == b'/') {
             Some(end) => (&path[..end], Some(&path[end + 1..])),
             None => (path, None),
         };
-        Staged::find(registry.txs().get(store, name)?, rest)
+        let staged = Staged::find(registry.txs().get(store, name)?, rest);
+        // After it was opened: were it over before that, another may have its path.
+        let tx = registry.txs().get(store, name)?;
+        let staged = staged?;
+        let same = Arc::ptr_eq(&staged.tx, &tx) && ino.is_none_or(|ino| self.table().is_of(ino, &tx));
+        if same { Ok(staged) } else { Err(errno::STALE) }
     }
 
     fn staged(&self, seen: &Seen, store: &StoreId) -> Answer<Staged> {
@@ -119,8 +124,8 @@ impl Tree {
             return Err(errno::STALE);
         }
         match name {
-            Some(name) => self.staged_at(store, &join(&seen.path, name)),
-            None => self.staged_at(store, &seen.path),
+            Some(name) => self.staged_at(store, Some(seen.ino), &join(&seen.path, name)),
+            None => self.staged_at(store, Some(seen.ino), &seen.path),
         }
     }
 
@@ -147,7 +152,9 @@ impl Tree {
             return Ok(Some((Place::TxWhy(store), Type::File)));
         }
         let found = if directory.place == Place::Txs(store) {
-            self.staged_at(&store, &path)
+            let known = self.table().child(directory.ino, name);
+            // One that is over has then lost the name to this one.
+            self.staged_at(&store, known, &path).or_else(|_over| self.staged_at(&store, None, &path))
         } else {
             self.staged_below(directory, &store, Some(name))
         };
@@ -279,7 +286,10 @@ impl Tree {
             // What was done to the store before is in the base.
             self.settle_store(store);
             let registry = self.registry().ok_or(errno::CLOSED)?;
-            (Staged::find(registry.txs().begin(&kv, name)?, None)?, store)
+            let tx = registry.txs().begin(&kv, name)?;
+            // What the kernel knows by this name is one that is over.
+            self.staged_gone(parent, name, None);
+            (Staged::find(tx, None)?, store)
         } else {
             self.staged_name(parent, name)?
         };
@@ -304,6 +314,7 @@ impl Tree {
         let mut table = self.table();
         let ino = table.enter(parent, name, Place::Staged(store), kind(&meta));
         table.given(ino);
+        table.is_of(ino, &made.tx);
         Ok(shape(ino, &meta))
     }
 

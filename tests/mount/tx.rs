@@ -360,6 +360,33 @@ fn a_link_that_took_the_place_of_what_a_program_has_open_leads_nowhere() {
 }
 
 #[test]
+fn what_a_program_has_open_of_a_transaction_that_ended_leads_not_into_another_of_its_name() {
+    let world = World::new();
+    world.sh("mkdir -p ../.tx/t/d; echo first > ../.tx/t/d/f");
+    let (top, directory) = (File::open(tx(&world, "t")).unwrap(), File::open(tx(&world, "t/d")).unwrap());
+    let home = world.here.home();
+    // As a command does it.
+    world.here.registry.txs().commit(&home, b"t", false, Origin::Local).unwrap();
+    let another = world.here.registry.txs().begin(&home, b"t").unwrap();
+    fs::create_dir(another.files().join("d")).unwrap();
+    fs::write(another.files().join("d/g"), "second").unwrap();
+    let mode = Mode::from_bits_truncate(0o777);
+    for directory in [&directory, &top] {
+        let made = nix::fcntl::openat(directory, "late", OFlag::O_CREAT | OFlag::O_WRONLY, mode);
+        assert_eq!(made.unwrap_err(), Errno::ESTALE);
+        assert_eq!(nix::sys::stat::mkdirat(directory, "later", mode).unwrap_err(), Errno::ESTALE);
+    }
+    assert!(nix::unistd::unlinkat(&directory, "g", UnlinkatFlags::NoRemoveDir).is_err());
+    assert_eq!(
+        world.sh("cd ../.tx/t; find . | sort; cat d/g"),
+        ".\n./d\n./d/g\nsecond",
+        "the name leads to the new one"
+    );
+    world.sh("echo new > ../.tx/t/d/h; mv ../.tx/t ../.tx/commit");
+    assert_eq!(world.sh("ls d"), "f\ng\nh\n");
+}
+
+#[test]
 fn a_transaction_is_seen_by_another_mount_of_the_node_and_ends_there_too() {
     let world = World::new();
     let other = world.dir.path().join("other");
