@@ -505,6 +505,18 @@ impl Tree {
         }
         Ok(())
     }
+
+    /// `fallocate` of a staged file. Room is set aside by the disk itself, if that leaves enough.
+    pub(crate) fn allocate_staged(&self, open: &StagedHandle, offset: u64, length: u64, mode: i32) -> Answer<()> {
+        let flags = FallocateFlags::from_bits_truncate(mode);
+        if !flags.contains(FallocateFlags::FALLOC_FL_PUNCH_HOLE) {
+            self.space.check(length)?;
+        }
+        let _steady = open.tx.steady()?;
+        let range = |number: u64| i64::try_from(number).map_err(|_large| errno::INVALID);
+        let done = nix::fcntl::fallocate(&open.file, flags, range(offset)?, range(length)?);
+        Ok(done.map_err(std::io::Error::from)?)
+    }
 }
 
 impl StagedHandle {
@@ -514,13 +526,5 @@ impl StagedHandle {
 
     pub(crate) fn sync(&self) -> Answer<()> {
         Ok(self.file.sync_all()?)
-    }
-
-    pub(crate) fn allocate(&self, offset: u64, length: u64, mode: i32) -> Answer<()> {
-        let _steady = self.tx.steady()?;
-        let range = |number: u64| i64::try_from(number).map_err(|_large| errno::INVALID);
-        let flags = FallocateFlags::from_bits_truncate(mode);
-        let done = nix::fcntl::fallocate(&self.file, flags, range(offset)?, range(length)?);
-        Ok(done.map_err(std::io::Error::from)?)
     }
 }

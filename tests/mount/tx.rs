@@ -387,6 +387,18 @@ fn what_a_program_has_open_of_a_transaction_that_ended_leads_not_into_another_of
 }
 
 #[test]
+fn room_for_a_staged_file_that_is_not_there_is_refused_before_the_disk_is_asked() {
+    let world = World::new();
+    world.sh("mkdir ../.tx/t");
+    let file = File::create(tx(&world, "t/f")).unwrap();
+    let room = |length| nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, length);
+    // More than any file may hold: the disk itself says so.
+    assert_eq!(room(1 << 60).unwrap_err(), Errno::ENOSPC);
+    room(5000).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), 5000);
+}
+
+#[test]
 fn a_transaction_is_seen_by_another_mount_of_the_node_and_ends_there_too() {
     let world = World::new();
     let other = world.dir.path().join("other");
