@@ -413,12 +413,11 @@ impl Tree {
                 Err(TryRecvError::Empty | TryRecvError::Closed) => break None,
             }
         };
-        let Some(event) = event else {
-            self.notify(Notice::Lagged);
-            return Ok(());
-        };
         let (tell, told) = channel();
-        self.notify(Notice::Own(event, tell));
+        self.notify(match event {
+            Some(event) => Notice::Own(event, tell),
+            None => Notice::Lagged(Some(tell)),
+        });
         if told.recv_timeout(TOLD).is_err() {
             tracing::warn!(target: "fs", "the kernel may show for a moment what was before a commit");
         }
