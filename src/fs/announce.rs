@@ -46,8 +46,8 @@ pub(crate) enum Notice {
     Event(Arc<Event>),
     /// An entry of this mount's own of which the kernel does not know, and who waits until it does.
     Own(Arc<Event>, Sender<()>),
-    /// Some were missed.
-    Lagged,
+    /// Some were missed; if an entry of this mount's own is among them, who waits until the kernel knows.
+    Lagged(Option<Sender<()>>),
     /// Stores came or went.
     Stores,
     /// The kernel has as many names as it may that lead to nothing.
@@ -126,7 +126,7 @@ fn listen(
             let notice = match next {
                 Ok(event) if event.origin == ours => None,
                 Ok(event) => Some(Notice::Event(event)),
-                Err(TryRecvError::Lagged(_)) => Some(Notice::Lagged),
+                Err(TryRecvError::Lagged(_)) => Some(Notice::Lagged(None)),
                 Err(TryRecvError::Empty | TryRecvError::Closed) => break,
             };
             mine &= notice.is_none();
@@ -198,8 +198,12 @@ impl Herald<'_> {
                 // Nobody waits any more if it took too long.
                 told.send(()).ok();
             }
-            Notice::Lagged => {
+            Notice::Lagged(told) => {
                 self.everything();
+                if let Some(told) = told {
+                    // Nobody waits any more if it took too long.
+                    told.send(()).ok();
+                }
                 for directory in self.tree.table().given_directories() {
                     self.tree.replay.add_directory(directory);
                 }

@@ -135,7 +135,7 @@ impl Tree {
         let handle = self.handle(handle)?;
         let file = match &*handle {
             Handle::File(file) => file,
-            Handle::Staged(open) => return open.allocate(offset, length, mode),
+            Handle::Staged(open) => return self.allocate_staged(open, offset, length, mode),
             _ => return Err(errno::UNSUPPORTED),
         };
         let draft = file.draft.as_ref().ok_or(errno::INVALID)?;

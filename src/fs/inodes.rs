@@ -4,7 +4,7 @@
 //! while the kernel remembers it, something pins it (an open file, a draft), or an inode below it stays.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::draft::Draft;
 use super::errno::{Answer, STALE};
@@ -13,7 +13,7 @@ use super::shelf::Kept;
 use crate::clock;
 use crate::ids::StoreId;
 use crate::replication::log::Receipt;
-use crate::stores::kv::HeadId;
+use crate::stores::kv::{HeadId, Tx};
 
 /// The number of the mount's root.
 pub(crate) const ROOT: u64 = 1;
@@ -41,6 +41,8 @@ struct Inode {
     bump: Option<i64>,
     stamps: Stamps,
     draft: Option<Arc<Draft>>,
+    /// Which transaction it is, if it is one.
+    tx: Option<Weak<Tx>>,
     /// What it was when it lost its name.
     last: Option<Attr>,
 }
@@ -104,6 +106,7 @@ impl Inodes {
             bump: None,
             stamps: Stamps::default(),
             draft: None,
+            tx: None,
             last: None,
         };
         Self {
@@ -157,6 +160,21 @@ impl Inodes {
             at = parent;
         }
         false
+    }
+
+    /// Whether an inode is `tx`, or is in it. What it is once, it stays: another transaction of the same name is not it, and the inode that has
+    /// the name then loses it.
+    pub(crate) fn is_of(&mut self, ino: u64, tx: &Arc<Tx>) -> bool {
+        let mut top = ino;
+        while let Some((above, _)) = self.above(top).filter(|(above, _)| self.above(*above).is_some()) {
+            top = above;
+        }
+        let Some(inode) = self.nodes.get_mut(&top) else { return false };
+        let same = inode.tx.get_or_insert_with(|| Arc::downgrade(tx)).as_ptr() == Arc::as_ptr(tx);
+        if !same {
+            self.detach(top, None);
+        }
+        same
     }
 
     pub(crate) fn place(&self, ino: u64) -> Option<Place> {
@@ -266,6 +284,7 @@ impl Inodes {
             bump: None,
             stamps: Stamps::default(),
             draft: None,
+            tx: None,
             last: None,
         };
         self.nodes.insert(ino, inode);

@@ -2,7 +2,7 @@
 //!
 //! `adapter` turns the kernel's calls into those of `tree`; one file for each kind of node says what it shows and what
 //! writing to it does; `draft` holds what is written and not yet a version; `soon` and `removals` make and remove what becomes
-//! an entry a moment later; `tx` shows what is staged in transactions; `announce` tells the kernel what changed elsewhere, and `replay` its watchers; `session` mounts
+//! an entry a moment later; `tx` shows what is staged in transactions, and `staged` holds it on the disk; `announce` tells the kernel what changed elsewhere, and `replay` its watchers; `session` mounts
 //! and unmounts. Knows nothing of entries, signatures and the network.
 
 mod adapter;
@@ -43,6 +43,7 @@ mod setattr;
 mod shelf;
 mod signals;
 mod soon;
+mod staged;
 mod status;
 #[cfg(test)]
 mod testing;

@@ -3,18 +3,14 @@
 //!
 //! The kernel is asked to look each time: a command, or another mount of this node, may end a transaction.
 
-use std::ffi::OsStr;
-use std::fs::{File, Metadata, OpenOptions, Permissions};
-use std::os::fd::AsRawFd;
+use std::fs::{File, Metadata, Permissions};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use nix::fcntl::{AT_FDCWD, FallocateFlags, RenameFlags};
-use nix::sys::stat::{UtimensatFlags, utimensat};
+use nix::fcntl::{FallocateFlags, RenameFlags};
 use nix::sys::time::TimeSpec;
 use tokio::sync::broadcast::error::TryRecvError;
 
@@ -24,6 +20,7 @@ use super::inodes::{Seen, join};
 use super::place::{Attr, Place, Type};
 use super::rename::End;
 use super::setattr::Wanted;
+use super::staged::{Staged, link};
 use super::tree::{Caching, Handle, Open, Tree};
 use super::write::{Writer, tame};
 use crate::ids::StoreId;
@@ -52,13 +49,6 @@ pub(crate) struct StagedHandle {
     ino: u64,
     tx: Arc<Tx>,
     file: File,
-}
-
-/// A staged file or directory, and the transaction that it is in.
-struct Staged {
-    tx: Arc<Tx>,
-    /// Where it is on this node's disk.
-    at: PathBuf,
 }
 
 fn kind(meta: &Metadata) -> Type {
@@ -108,25 +98,35 @@ fn why(look: &Look, store: &str) -> String {
 }
 
 impl Tree {
-    /// Where the path `path` in a store's `.tx` is on the disk.
-    fn staged_at(&self, store: &StoreId, path: &[u8]) -> Answer<Staged> {
+    /// Where the path `path` in a store's `.tx` is on the disk. `ino` is it, or is above it.
+    fn staged_at(&self, store: &StoreId, ino: Option<u64>, path: &[u8]) -> Answer<Staged> {
         let registry = self.registry().ok_or(errno::CLOSED)?;
         let (name, rest) = match path.iter().position(|byte| *byte == b'/') {
             Some(end) => (&path[..end], Some(&path[end + 1..])),
             None => (path, None),
         };
+        let staged = Staged::find(registry.txs().get(store, name)?, rest);
+        // After it was opened: were it over before that, another may have its path.
         let tx = registry.txs().get(store, name)?;
-        let files = tx.files();
-        let at = rest.map_or(files.clone(), |rest| files.join(Path::new(OsStr::from_bytes(rest))));
-        Ok(Staged { tx, at })
+        let staged = staged?;
+        let same = Arc::ptr_eq(&staged.tx, &tx) && ino.is_none_or(|ino| self.table().is_of(ino, &tx));
+        if same { Ok(staged) } else { Err(errno::STALE) }
     }
 
     fn staged(&self, seen: &Seen, store: &StoreId) -> Answer<Staged> {
+        self.staged_below(seen, store, None)
+    }
+
+    /// What `seen` is, or a name in it.
+    fn staged_below(&self, seen: &Seen, store: &StoreId, name: Option<&[u8]>) -> Answer<Staged> {
         // One that is over, even if another of its name was begun since.
         if !seen.attached || self.table().is_adrift(seen.ino) {
             return Err(errno::STALE);
         }
-        self.staged_at(store, &seen.path)
+        match name {
+            Some(name) => self.staged_at(store, Some(seen.ino), &join(&seen.path, name)),
+            None => self.staged_at(store, Some(seen.ino), &seen.path),
+        }
     }
 
     /// Where a name in a directory of a transaction is, or is to be.
@@ -139,9 +139,7 @@ impl Tree {
         if is_why(&join(&seen.path, name)) {
             return Err(errno::GENERATED);
         }
-        let above = self.staged(&seen, &store)?;
-        let at = above.at.join(OsStr::from_bytes(name));
-        Ok((Staged { tx: above.tx, at }, store))
+        Ok((self.staged_below(&seen, &store, Some(name))?, store))
     }
 
     /// What a name in `.tx`, or in a transaction, leads to.
@@ -154,12 +152,14 @@ impl Tree {
             return Ok(Some((Place::TxWhy(store), Type::File)));
         }
         let found = if directory.place == Place::Txs(store) {
-            self.staged_at(&store, &path)
+            let known = self.table().child(directory.ino, name);
+            // One that is over has then lost the name to this one.
+            self.staged_at(&store, known, &path).or_else(|_over| self.staged_at(&store, None, &path))
         } else {
-            self.staged(directory, &store).map(|above| Staged { at: above.at.join(OsStr::from_bytes(name)), ..above })
+            self.staged_below(directory, &store, Some(name))
         };
         let meta = match found {
-            Ok(staged) => std::fs::symlink_metadata(staged.at),
+            Ok(staged) => staged.metadata(),
             Err(Failure::Tx(TxError::Missing(_))) => return Ok(None),
             Err(error) => return Err(error),
         };
@@ -182,7 +182,8 @@ impl Tree {
             return Err(errno::NOT_DIRECTORY);
         }
         let mut found = Vec::new();
-        for entry in std::fs::read_dir(self.staged(seen, &store)?.at)? {
+        let directory = self.staged(seen, &store)?.hold()?;
+        for entry in std::fs::read_dir(link(&directory))? {
             let entry = entry?;
             let kind = match entry.file_type()? {
                 kind if kind.is_dir() => Type::Directory,
@@ -202,20 +203,29 @@ impl Tree {
         open
     }
 
+    /// What is staged, held; if it has lost its name, or another has put something else there, as it is open.
+    fn staged_held(&self, seen: &Seen, store: &StoreId) -> Answer<(Arc<Tx>, File)> {
+        let named = self.staged(seen, store).and_then(|staged| {
+            let held = staged.hold()?;
+            if kind(&held.metadata()?) == seen.kind { Ok((staged.tx, held)) } else { Err(errno::STALE) }
+        });
+        named.or_else(|gone| match self.staged_openings(seen.ino).first().map(Arc::as_ref) {
+            Some(Handle::Staged(open)) => Ok((Arc::clone(&open.tx), open.file.try_clone()?)),
+            _ => Err(gone),
+        })
+    }
+
     /// The attributes of what is staged.
     pub(crate) fn staged_attr(&self, seen: &Seen, store: StoreId) -> Answer<Attr> {
-        match self.staged(seen, &store) {
-            Ok(staged) => Ok(shape(seen.ino, &std::fs::symlink_metadata(staged.at)?)),
-            Err(gone) => match self.staged_openings(seen.ino).first().map(Arc::as_ref) {
-                Some(Handle::Staged(open)) => Ok(shape(seen.ino, &open.file.metadata()?)),
-                _ => seen.last.map(|last| Attr { ino: seen.ino, ..last }).ok_or(gone),
-            },
+        match self.staged_held(seen, &store) {
+            Ok((_, held)) => Ok(shape(seen.ino, &held.metadata()?)),
+            Err(gone) => seen.last.map(|last| Attr { ino: seen.ino, ..last }).ok_or(gone),
         }
     }
 
     /// Where a staged symbolic link points.
     pub(crate) fn staged_target(&self, seen: &Seen, store: StoreId) -> Answer<Vec<u8>> {
-        Ok(std::fs::read_link(self.staged(seen, &store)?.at)?.into_os_string().as_bytes().to_vec())
+        Ok(self.staged(seen, &store)?.target()?)
     }
 
     /// The text of a transaction's `.why`.
@@ -233,12 +243,8 @@ impl Tree {
         }
         let staged = self.staged(seen, &store)?;
         let steady = if flags & libc::O_ACCMODE == libc::O_RDONLY { None } else { Some(staged.tx.steady()?) };
-        let file = OpenOptions::new()
-            .read(flags & libc::O_ACCMODE != libc::O_WRONLY)
-            .write(steady.is_some())
-            .truncate(steady.is_some() && flags & libc::O_TRUNC != 0)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(&staged.at)?;
+        let truncated = if steady.is_some() { libc::O_TRUNC } else { 0 };
+        let file = staged.open(flags & (libc::O_ACCMODE | truncated))?;
         drop(steady);
         self.table().pin(seen.ino);
         let handle = StagedHandle { ino: seen.ino, tx: staged.tx, file };
@@ -255,10 +261,8 @@ impl Tree {
         let (staged, store) = self.staged_name(parent, name)?;
         self.space.check(0)?;
         let steady = staged.tx.steady()?;
-        let fresh = flags & libc::O_EXCL != 0;
-        let mut options = OpenOptions::new();
-        options.read(flags & libc::O_ACCMODE != libc::O_WRONLY).write(true).custom_flags(libc::O_NOFOLLOW);
-        let file = if fresh { options.create_new(true) } else { options.create(true) }.open(&staged.at)?;
+        let access = if flags & libc::O_ACCMODE == libc::O_WRONLY { libc::O_WRONLY } else { libc::O_RDWR };
+        let file = staged.open(access | libc::O_CREAT | flags & libc::O_EXCL)?;
         // The caller's umask has been taken into account, this process's has nothing to say.
         file.set_permissions(Permissions::from_mode(mode & 0o7777))?;
         drop(steady);
@@ -277,35 +281,40 @@ impl Tree {
     /// `mkdir` in `.tx`, which begins a transaction, or in one.
     pub(crate) fn make_staged_directory(&self, parent: u64, name: &[u8], mode: u32) -> Answer<Attr> {
         let place = self.table().place(parent);
-        let (at, store) = if let Some(Place::Txs(store)) = place {
+        let (made, store) = if let Some(Place::Txs(store)) = place {
             let kv = self.kv(&store)?;
             // What was done to the store before is in the base.
             self.settle_store(store);
             let registry = self.registry().ok_or(errno::CLOSED)?;
-            (registry.txs().begin(&kv, name)?.files(), store)
+            let tx = registry.txs().begin(&kv, name)?;
+            // What the kernel knows by this name is one that is over.
+            self.staged_gone(parent, name, None);
+            (Staged::find(tx, None)?, store)
         } else {
-            let (staged, store) = self.staged_name(parent, name)?;
-            let _steady = staged.tx.steady()?;
-            std::fs::create_dir(&staged.at)?;
-            (staged.at, store)
+            self.staged_name(parent, name)?
         };
-        std::fs::set_permissions(&at, Permissions::from_mode(mode & 0o7777))?;
-        self.staged_made(parent, name, store, &at)
+        let _steady = made.tx.steady()?;
+        if place != Some(Place::Txs(store)) {
+            made.make_directory()?;
+        }
+        made.set_mode(mode & 0o7777)?;
+        self.staged_made(parent, name, store, &made)
     }
 
     /// Makes a symbolic link in a transaction.
     pub(crate) fn make_staged_link(&self, parent: u64, name: &[u8], to: &[u8]) -> Answer<Attr> {
         let (staged, store) = self.staged_name(parent, name)?;
         let _steady = staged.tx.steady()?;
-        std::os::unix::fs::symlink(OsStr::from_bytes(to), &staged.at)?;
-        self.staged_made(parent, name, store, &staged.at)
+        staged.make_link(to)?;
+        self.staged_made(parent, name, store, &staged)
     }
 
-    fn staged_made(&self, parent: u64, name: &[u8], store: StoreId, at: &Path) -> Answer<Attr> {
-        let meta = std::fs::symlink_metadata(at)?;
+    fn staged_made(&self, parent: u64, name: &[u8], store: StoreId, made: &Staged) -> Answer<Attr> {
+        let meta = made.metadata()?;
         let mut table = self.table();
         let ino = table.enter(parent, name, Place::Staged(store), kind(&meta));
         table.given(ino);
+        table.is_of(ino, &made.tx);
         Ok(shape(ino, &meta))
     }
 
@@ -323,7 +332,7 @@ impl Tree {
         } else {
             let (staged, _) = self.staged_name(parent, name)?;
             let _steady = staged.tx.steady()?;
-            if directory { std::fs::remove_dir(&staged.at) } else { std::fs::remove_file(&staged.at) }?;
+            staged.remove(directory)?;
         }
         self.staged_gone(parent, name, last);
         Ok(())
@@ -367,7 +376,7 @@ impl Tree {
         let _other = if Arc::ptr_eq(&source.tx, &target.tx) { None } else { Some(target.tx.steady()?) };
         let replaced = self.known_attr(to.parent, to.name);
         let how = RenameFlags::from_bits_truncate(flags);
-        nix::fcntl::renameat2(AT_FDCWD, &source.at, AT_FDCWD, &target.at, how).map_err(std::io::Error::from)?;
+        source.rename(&target, how)?;
         let mut table = self.table();
         let (one, two) = (table.child(from.parent, from.name), table.child(to.parent, to.name));
         match (one, two) {
@@ -404,12 +413,11 @@ impl Tree {
                 Err(TryRecvError::Empty | TryRecvError::Closed) => break None,
             }
         };
-        let Some(event) = event else {
-            self.notify(Notice::Lagged);
-            return Ok(());
-        };
         let (tell, told) = channel();
-        self.notify(Notice::Own(event, tell));
+        self.notify(match event {
+            Some(event) => Notice::Own(event, tell),
+            None => Notice::Lagged(Some(tell)),
+        });
         if told.recv_timeout(TOLD).is_err() {
             tracing::warn!(target: "fs", "the kernel may show for a moment what was before a commit");
         }
@@ -441,35 +449,23 @@ impl Tree {
 
     /// Sets what `chmod`, `utimens` and `truncate` set.
     pub(crate) fn set_staged(&self, seen: &Seen, store: StoreId, mut wanted: Wanted) -> Answer<Attr> {
-        let (open, place) = match self.staged(seen, &store) {
-            Ok(staged) => (None, Some(staged)),
-            Err(gone) => (Some(self.staged_openings(seen.ino).pop().ok_or(gone)?), None),
-        };
-        let (tx, at, follow) = match (&place, open.as_deref()) {
-            (Some(staged), _) => (&staged.tx, staged.at.clone(), UtimensatFlags::NoFollowSymlink),
-            // The name leads to the open file itself: it has no other.
-            (None, Some(Handle::Staged(open))) => {
-                let link = PathBuf::from(format!("/proc/self/fd/{}", open.file.as_raw_fd()));
-                (&open.tx, link, UtimensatFlags::FollowSymlink)
-            }
-            (None, _) => return Err(errno::STALE),
-        };
+        let (tx, held) = self.staged_held(seen, &store)?;
         let _steady = tx.steady()?;
-        let before = self.staged_attr(seen, store)?;
+        let before = shape(seen.ino, &held.metadata()?);
         if let Some(size) = wanted.size {
             self.space.check(size.saturating_sub(before.size))?;
             // Who has it open for writing may do so, whatever its permissions say by now.
             let resized =
                 |handle: &Arc<Handle>| matches!(&**handle, Handle::Staged(open) if open.file.set_len(size).is_ok());
             if !self.staged_openings(seen.ino).iter().any(resized) {
-                OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW).open(&at)?.set_len(size)?;
+                File::options().write(true).open(link(&held))?.set_len(size)?;
             }
         }
         if wanted.tame && seen.kind == Type::File && wanted.mode.is_none() {
             wanted.mode = Some(tame(before.mode)).filter(|tamed| *tamed != before.mode);
         }
         if let Some(mode) = wanted.mode.filter(|_| seen.kind != Type::Symlink) {
-            std::fs::set_permissions(&at, Permissions::from_mode(mode))?;
+            std::fs::set_permissions(link(&held), Permissions::from_mode(mode))?;
         }
         if wanted.mtime.is_some() || wanted.atime.is_some() {
             let time = |nanos: Option<i64>| {
@@ -478,15 +474,15 @@ impl Tree {
                 })
             };
             let (atime, mtime) = (time(wanted.atime), time(wanted.mtime));
-            utimensat(AT_FDCWD, &at, &atime, &mtime, follow).map_err(std::io::Error::from)?;
+            super::staged::set_times(&held, &atime, &mtime)?;
         }
         self.table().stamp(seen.ino, wanted.atime);
-        self.staged_attr(seen, store)
+        Ok(shape(seen.ino, &held.metadata()?))
     }
 
     /// `fsync` of a directory of a transaction.
     pub(crate) fn sync_staged_directory(&self, seen: &Seen, store: StoreId) -> Answer<()> {
-        Ok(File::open(self.staged(seen, &store)?.at)?.sync_all()?)
+        Ok(self.staged(seen, &store)?.open(libc::O_RDONLY | libc::O_DIRECTORY)?.sync_all()?)
     }
 
     /// Writes; with `append` at the end.
@@ -508,6 +504,18 @@ impl Tree {
         }
         Ok(())
     }
+
+    /// `fallocate` of a staged file. Room is set aside by the disk itself, if that leaves enough.
+    pub(crate) fn allocate_staged(&self, open: &StagedHandle, offset: u64, length: u64, mode: i32) -> Answer<()> {
+        let flags = FallocateFlags::from_bits_truncate(mode);
+        if !flags.contains(FallocateFlags::FALLOC_FL_PUNCH_HOLE) {
+            self.space.check(length)?;
+        }
+        let _steady = open.tx.steady()?;
+        let range = |number: u64| i64::try_from(number).map_err(|_large| errno::INVALID);
+        let done = nix::fcntl::fallocate(&open.file, flags, range(offset)?, range(length)?);
+        Ok(done.map_err(std::io::Error::from)?)
+    }
 }
 
 impl StagedHandle {
@@ -517,13 +525,5 @@ impl StagedHandle {
 
     pub(crate) fn sync(&self) -> Answer<()> {
         Ok(self.file.sync_all()?)
-    }
-
-    pub(crate) fn allocate(&self, offset: u64, length: u64, mode: i32) -> Answer<()> {
-        let _steady = self.tx.steady()?;
-        let range = |number: u64| i64::try_from(number).map_err(|_large| errno::INVALID);
-        let flags = FallocateFlags::from_bits_truncate(mode);
-        let done = nix::fcntl::fallocate(&self.file, flags, range(offset)?, range(length)?);
-        Ok(done.map_err(std::io::Error::from)?)
     }
 }

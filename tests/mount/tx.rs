@@ -11,7 +11,11 @@ use lattice::clock;
 use lattice::replication::log::Origin;
 use lattice::replication::membership::Role;
 use lattice::stores::Merge;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::stat::Mode;
+use nix::unistd::UnlinkatFlags;
 
 use crate::world::{World, eventually};
 
@@ -308,6 +312,90 @@ fn a_node_that_may_only_read_begins_no_transaction() {
     let mounted = lattice::fs::mount(&at, sources, lattice::fs::Options::default()).unwrap();
     assert_eq!(number(fs::create_dir(at.join("stores/home/.tx/t"))), libc::EROFS);
     mounted.unmount().unwrap();
+}
+
+#[test]
+fn a_link_that_took_the_place_of_what_a_program_has_open_leads_nowhere() {
+    let world = World::new();
+    let other = world.dir.path().join("other");
+    fs::create_dir(&other).unwrap();
+    let mut sources = world.sources();
+    sources.drafts = world.dir.path().join("drafts-of-the-other");
+    let mounted = lattice::fs::mount(&other, sources, lattice::fs::Options::default()).unwrap();
+    let there = other.join("stores/home/.tx/t");
+    let outside = world.dir.path().join("outside");
+    let inner = outside.join("in");
+    fs::create_dir_all(&inner).unwrap();
+    fs::write(inner.join("x"), "mine").unwrap();
+    fs::set_permissions(inner.join("x"), fs::Permissions::from_mode(0o600)).unwrap();
+    world.sh("mkdir -p ../.tx/t/d/in; echo staged > ../.tx/t/f; echo staged > ../.tx/t/d/in/g");
+    let directory = File::open(tx(&world, "t/d/in")).unwrap();
+    let file = OpenOptions::new().write(true).open(tx(&world, "t/f")).unwrap();
+    fs::rename(there.join("d"), there.join("e")).unwrap();
+    fs::remove_file(there.join("f")).unwrap();
+    std::os::unix::fs::symlink(&outside, there.join("d")).unwrap();
+    std::os::unix::fs::symlink(inner.join("x"), there.join("f")).unwrap();
+    let mode = Mode::from_bits_truncate(0o777);
+    let made = nix::fcntl::openat(&directory, "made", OFlag::O_CREAT | OFlag::O_WRONLY, mode);
+    assert_eq!(made.unwrap_err(), Errno::ESTALE);
+    assert!(nix::fcntl::openat(&directory, "x", OFlag::O_RDWR, mode).is_err());
+    assert!(nix::sys::stat::mkdirat(&directory, "directory", mode).is_err());
+    assert!(nix::unistd::symlinkat("to", &directory, "link").is_err());
+    assert!(nix::unistd::unlinkat(&directory, "x", UnlinkatFlags::NoRemoveDir).is_err());
+    let none = nix::fcntl::RenameFlags::empty();
+    assert!(nix::fcntl::renameat2(&directory, "x", &directory, "y", none).is_err());
+    file.set_permissions(fs::Permissions::from_mode(0o644)).ok();
+    file.set_len(0).ok();
+    file.set_modified(std::time::UNIX_EPOCH).ok();
+    let meta = fs::metadata(inner.join("x")).unwrap();
+    assert_eq!(meta.mode() & 0o7777, 0o600, "the link is not followed");
+    assert_ne!(meta.mtime(), 0);
+    assert_eq!(fs::read_to_string(inner.join("x")).unwrap(), "mine");
+    assert_eq!(fs::read_dir(&inner).unwrap().count(), 1, "nothing is made nor removed where the link leads");
+    assert_eq!(
+        world.sh("cat ../.tx/t/e/in/g; readlink ../.tx/t/d; rm ../.tx/t/d ../.tx/t/f; ls ../.tx/t"),
+        format!("staged\n{}\ne\n", outside.display())
+    );
+    mounted.unmount().unwrap();
+}
+
+#[test]
+fn what_a_program_has_open_of_a_transaction_that_ended_leads_not_into_another_of_its_name() {
+    let world = World::new();
+    world.sh("mkdir -p ../.tx/t/d; echo first > ../.tx/t/d/f");
+    let (top, directory) = (File::open(tx(&world, "t")).unwrap(), File::open(tx(&world, "t/d")).unwrap());
+    let home = world.here.home();
+    // As a command does it.
+    world.here.registry.txs().commit(&home, b"t", false, Origin::Local).unwrap();
+    let another = world.here.registry.txs().begin(&home, b"t").unwrap();
+    fs::create_dir(another.files().join("d")).unwrap();
+    fs::write(another.files().join("d/g"), "second").unwrap();
+    let mode = Mode::from_bits_truncate(0o777);
+    for directory in [&directory, &top] {
+        let made = nix::fcntl::openat(directory, "late", OFlag::O_CREAT | OFlag::O_WRONLY, mode);
+        assert_eq!(made.unwrap_err(), Errno::ESTALE);
+        assert_eq!(nix::sys::stat::mkdirat(directory, "later", mode).unwrap_err(), Errno::ESTALE);
+    }
+    assert!(nix::unistd::unlinkat(&directory, "g", UnlinkatFlags::NoRemoveDir).is_err());
+    assert_eq!(
+        world.sh("cd ../.tx/t; find . | sort; cat d/g"),
+        ".\n./d\n./d/g\nsecond",
+        "the name leads to the new one"
+    );
+    world.sh("echo new > ../.tx/t/d/h; mv ../.tx/t ../.tx/commit");
+    assert_eq!(world.sh("ls d"), "f\ng\nh\n");
+}
+
+#[test]
+fn room_for_a_staged_file_that_is_not_there_is_refused_before_the_disk_is_asked() {
+    let world = World::new();
+    world.sh("mkdir ../.tx/t");
+    let file = File::create(tx(&world, "t/f")).unwrap();
+    let room = |length| nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, length);
+    // More than any file may hold: the disk itself says so.
+    assert_eq!(room(1 << 60).unwrap_err(), Errno::ENOSPC);
+    room(5000).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), 5000);
 }
 
 #[test]
