@@ -563,7 +563,9 @@ fn two_who_look_at_once_leave_the_permissions_as_they_are() {
                 });
             }
         });
-        fs::metadata(&closed).unwrap().permissions().mode() & 0o7777
+        let left = fs::metadata(&closed).unwrap().permissions().mode() & 0o7777;
+        fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).unwrap();
+        left
     });
     assert_eq!(looked.join().unwrap(), 0o300);
 }
